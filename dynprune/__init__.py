@@ -1,0 +1,1 @@
+"""Dynamic pruning of trained PyTorch transformers: every input computes what it needs."""

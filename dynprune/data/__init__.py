@@ -1,0 +1,1 @@
+"""Read segmentation data sets, augment them, and make the embedded one."""

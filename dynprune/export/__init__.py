@@ -1,0 +1,1 @@
+"""Files that inference engines run, still dynamic."""

@@ -1,0 +1,1 @@
+"""Dynamic gated linear layers: selection, execution, injection and the way back."""

@@ -1,0 +1,1 @@
+"""Find the neuron groups of any model."""

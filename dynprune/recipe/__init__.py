@@ -1,0 +1,1 @@
+"""Recipes: YAML, checked by a schema, turned into plain arguments."""

@@ -1,0 +1,1 @@
+"""The recipes that ship with dynprune; read them with `dynprune.recipe.load`."""
