@@ -1,0 +1,139 @@
+"""Read and write single pictures and label maps, refusing what is not one by its file's name.
+
+Every reader raises :class:`~dynprune.errors.InputError` with the file's path; none returns a
+guess. Pictures are uint8 ``(3, H, W)``, label maps uint8 ``(H, W)``.
+"""
+
+import os
+import struct
+import tempfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from dynprune.errors import InputError, OutputError
+
+__all__ = ["MAX_PIXELS", "read_label", "read_picture", "write_label", "write_picture"]
+
+MAX_PIXELS = 64_000_000
+"""Pixels of the largest picture that is decoded: a small file can claim to hold gigabytes."""
+
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_LABEL_MODES = ("L", "P", "1")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open and decode a picture; every way in which that fails is an InputError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path} is a directory; a picture (JPEG, PNG) was expected") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{path} is not a picture that can be read; give a JPEG or PNG file, or remove it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(_too_large(path, str(error))) from error
+    except _BROKEN as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    with picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise InputError(_too_large(path, f"it claims to hold {width}x{height} pixels"))
+        try:
+            picture.load()
+        except _BROKEN as error:
+            raise InputError(
+                f"{path} is truncated or damaged ({error}); copy it again, or remove it"
+            ) from error
+        yield picture
+
+
+def _too_large(path: Path, found: str) -> str:
+    return (
+        f"{path} is too large to decode: {found}, and the limit is {MAX_PIXELS} pixels; "
+        "tile or shrink the picture"
+    )
+
+
+def read_picture(path: Path) -> Tensor:
+    """Read a photograph as RGB, turned upright by its EXIF orientation.
+
+    Returns:
+        uint8 tensor ``(3, H, W)``.
+
+    Raises:
+        InputError: if the file is missing, is not a picture, is damaged, is larger than
+            :data:`MAX_PIXELS`, or has more than 8 bits a channel.
+    """
+    with _opened(path) as picture:
+        if picture.mode.startswith(("I", "F")):
+            raise InputError(
+                f"{path} has more than 8 bits a channel (mode {picture.mode}); "
+                "convert it to 8-bit RGB"
+            )
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+
+
+def read_label(path: Path) -> Tensor:
+    """Read a label map: one class index a pixel.
+
+    Returns:
+        uint8 tensor ``(H, W)``.
+
+    Raises:
+        InputError: as :func:`read_picture`, and if the file holds colours instead of indices.
+    """
+    with _opened(path) as picture:
+        if picture.mode not in _LABEL_MODES:
+            raise InputError(
+                f"{path} is no label map: its mode is {picture.mode}, and a label map holds one "
+                "8-bit class index a pixel (mode L or P)"
+            )
+        indices = np.array(picture).astype(np.uint8)
+        return torch.from_numpy(indices)
+
+
+def write_picture(path: Path, picture: Tensor) -> None:
+    """Write a uint8 ``(3, H, W)`` tensor; the format follows the suffix, the file is atomic."""
+    _save(path, Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy(), mode=None))
+
+
+def write_label(path: Path, label: Tensor, palette: Tensor | None = None) -> None:
+    """Write a uint8 ``(H, W)`` label map as PNG, with ``palette`` (uint8, (N, 3)) if given."""
+    picture = Image.fromarray(label.contiguous().numpy())
+    if palette is not None:
+        picture.putpalette(palette.flatten().tolist())
+    _save(path, picture)
+
+
+def _save(path: Path, picture: Image.Image) -> None:
+    """Write beside ``path``, then rename: a reader sees the whole file or none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
+        try:
+            os.fchmod(handle, 0o644)
+            with os.fdopen(handle, "wb") as file:
+                picture.save(file, format=Image.registered_extensions()[path.suffix.lower()])
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
