@@ -1,0 +1,102 @@
+"""What a recipe says of pruning: which neurons are gated, how, and how many are skipped."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from dynprune.recipe.section import Pattern, Section, Share
+
+__all__ = ["Apply", "Calibration", "Gate", "Schedule", "Sparsity", "Target"]
+
+
+class Target(Section):
+    """Neuron groups to gate, chosen by structure or by name."""
+
+    kind: Literal["ffn", "qk", "v"] | None = None
+    """Every group of this structure: hidden layers, queries with keys, or values."""
+
+    match: Pattern | None = None
+    """Every group with this name, or with `re:` whose whole name the expression matches."""
+
+    keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of these groups' neurons kept at the end (fraction); default 1 - sparsity.final."""
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> Self:
+        if (self.kind is None) == (self.match is None):
+            raise ValueError("give either kind or match")
+        return self
+
+
+class Gate(Section):
+    """How each gate chooses the neurons of one input."""
+
+    mode: Literal["value", "straight_through"] = "value"
+    """Kept neurons carry the gate's values, or 1 with the value's gradient."""
+
+    hidden_ratio: Annotated[float, Field(gt=0.0, le=4.0)] = 0.0625
+    """Width of the predictor's hidden layer as a share of the gated layer's input (fraction)."""
+
+    hidden: PositiveInt | None = None
+    """Width of the predictor's hidden layer (neurons), whatever hidden_ratio says."""
+
+    align: PositiveInt = 8
+    """Each head or hidden layer keeps a multiple of this (neurons)."""
+
+    input: Literal["tokens", "preactivation"] = "tokens"
+    """What is pooled for the predictor: the layer's input, or its output before activation."""
+
+    pool: Literal["mean", "mean-std", "mean-max"] = "mean"
+    """Statistics over an input's tokens that the predictor sees."""
+
+    compensation: Literal["zero", "mean", "learned"] = "mean"
+    """Where a skipped neuron stands: at zero, at its calibrated mean, or at a trained value."""
+
+    start: Literal["informed", "fresh"] = "informed"
+    """Whether calibration's statistics or random weights order the neurons at first."""
+
+    order: Literal["dynamic", "fixed", "prefix", "random"] = "dynamic"
+    """Whose order is kept: each input's own, or a control that ignores the input."""
+
+
+class Calibration(Section):
+    """The inputs that measure each neuron's mean and energy before training."""
+
+    images: NonNegativeInt = 32
+    """Training pictures run through the dense model when there is data (images)."""
+
+
+class Apply(Section):
+    """Which neuron groups are gated, and how."""
+
+    targets: tuple[Target, ...] = Field(min_length=1)
+    """What is gated; the first target that matches a group decides its keep_ratio."""
+
+    ignore: tuple[Pattern, ...] = ()
+    """Groups never gated: a name, or `re:` and an expression for the whole name."""
+
+    gate: Gate = Gate()
+    """How each gate chooses."""
+
+    calibration: Calibration = Calibration()
+    """What each gate starts from."""
+
+
+class Schedule(Section):
+    """How the prune ratio grows from 0 to its end over the training steps."""
+
+    type: Literal["linear", "cubic", "cosine", "constant"] = "linear"
+    """Shape of the growth; `constant` starts at the final ratio."""
+
+    end_step: PositiveInt | None = None
+    """Step at which the final ratio is reached (steps); null for half of all steps."""
+
+
+class Sparsity(Section):
+    """How many neurons are skipped."""
+
+    final: Share
+    """Share of each group's neurons that ends up pruned (fraction; the paper's r)."""
+
+    schedule: Schedule = Schedule()
+    """How the share grows."""
