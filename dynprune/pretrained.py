@@ -1,0 +1,249 @@
+"""Load models of the transformers library, and prove that every weight was really there.
+
+Weights come from safetensors alone: nothing is unpickled, no code of a checkpoint is run. A
+checkpoint from which a weight is missing is refused rather than filled with random numbers.
+"""
+
+import json
+import logging
+import socket
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import nn
+
+from dynprune.errors import InputError
+
+__all__ = ["build_architecture", "configuration_of", "load_pretrained", "read_configuration"]
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SHOWN = 5
+
+
+def load_pretrained(name: str) -> nn.Module:
+    """Load a transformers directory or hub name, with the class that its configuration names.
+
+    Args:
+        name: a directory with ``config.json`` and safetensors, or a model's name on the hub.
+
+    Returns:
+        the model in float32 and evaluation mode.
+
+    Raises:
+        InputError: if the configuration or a weight is missing, damaged or of the wrong shape,
+            or the hub cannot be reached.
+    """
+    local = Path(name).is_dir()
+    if local:
+        _check_weights(Path(name))
+    config, online = _configuration(name)
+    architecture = _class_of(config, name)
+    with _quiet():
+        try:
+            model, report = architecture.from_pretrained(
+                name,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=not online,
+            )
+        except Exception as error:  # transformers raises many kinds for a bad checkpoint
+            raise InputError(f"the weights of {name} cannot be loaded: {_first(error)}") from error
+    _check_report(name, architecture.__name__, report)
+    return model.eval()
+
+
+def read_configuration(name: str) -> dict[str, Any]:
+    """Read the configuration of a transformers directory or hub name as a plain dict.
+
+    Raises:
+        InputError: if there is none, or the hub cannot be reached.
+    """
+    config, _ = _configuration(name)
+    _class_of(config, name)
+    return _plain(config)
+
+
+def configuration_of(model: nn.Module) -> dict[str, Any] | None:
+    """Give the transformers configuration of ``model``, its class among it; else ``None``."""
+    import transformers
+
+    if not isinstance(model, transformers.PreTrainedModel):
+        return None
+    return {**_plain(model.config), "architectures": [type(model).__name__]}
+
+
+def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+    """Build a transformers model without weights: parameters are as freshly initialised.
+
+    Args:
+        architecture: name of a model class of the transformers library.
+        config: its configuration, ``model_type`` among it.
+
+    Raises:
+        InputError: if there is no such class or model type, or the configuration is not valid.
+    """
+    import transformers
+
+    kind = config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"model_type={kind!r} is none of transformers {transformers.__version__}'s model types"
+        )
+    named = {**config, "architectures": [architecture]}
+    try:
+        parsed = transformers.CONFIG_MAPPING[kind].from_dict(named)
+        with _quiet():
+            model: nn.Module = _class_of(parsed, architecture)(parsed)
+    except InputError:
+        raise
+    except Exception as error:  # every configuration class has its own checks
+        raise InputError(
+            f"{architecture} cannot be built from its configuration: {_first(error)}"
+        ) from error
+    return model.eval()
+
+
+def _configuration(name: str) -> tuple[Any, bool]:
+    """Read a configuration from disk, from the cache, or else from the hub; tell if online."""
+    import transformers
+
+    def read(*, online: bool) -> Any:
+        return transformers.AutoConfig.from_pretrained(name, local_files_only=not online)
+
+    with _quiet():
+        try:
+            return read(online=False), False
+        except Exception as error:
+            if Path(name).is_dir():
+                raise InputError(
+                    f"{name} is not a transformers model directory: {_first(error)}"
+                ) from error
+            _check_hub(name, error)
+        try:
+            return read(online=True), True
+        except Exception as error:
+            raise InputError(
+                f"no model {name!r}: there is no such directory, and the hub answered: "
+                f"{_first(error)}"
+            ) from error
+
+
+def _check_hub(name: str, error: Exception) -> None:
+    """Refuse at once where the hub's name does not resolve: its client would retry for long."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    unreachable = constants.HF_HUB_OFFLINE
+    if not unreachable and not urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            unreachable = True
+    if unreachable:
+        raise InputError(
+            f"no model {name!r}: there is no such directory, it is not in the hub's local cache, "
+            f"and {host} cannot be reached; give a directory, or download the model first"
+        ) from error
+
+
+def _class_of(config: Any, name: str) -> Any:
+    """Find the model class that a configuration names; it must be transformers' own."""
+    import transformers
+
+    names = config.architectures or []
+    if not names:
+        return transformers.AutoModel._model_mapping[type(config)]
+    found = getattr(transformers, names[0], None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise InputError(
+            f"{name}: the architecture {names[0]!r} is no model class of transformers "
+            f"{transformers.__version__}; code that comes with a checkpoint is never run, "
+            "so give it as module:factory"
+        )
+    return found
+
+
+def _check_weights(directory: Path) -> None:
+    """Check that every safetensors file of a directory is there and whole, by its header."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory} is no model's directory: it holds no config.json")
+    if (directory / _INDEX).is_file():
+        try:
+            shards = json.loads((directory / _INDEX).read_text("utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{directory / _INDEX} is no index of weights: {error}") from error
+        files = sorted({directory / shard for shard in shards})
+    else:
+        files = [directory / _WEIGHTS]
+    for path in files:
+        if not path.is_file():
+            pickles = sorted(found.name for found in directory.glob("*.bin"))
+            advice = (
+                f"{', '.join(pickles)} may run code when it is read, so convert it to safetensors"
+                if pickles
+                else "add the file, or build random weights with --weights random"
+            )
+            raise InputError(f"weights missing: {path} does not exist; {advice}")
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path} is truncated or no safetensors file ({_first(error)}); copy it again"
+            ) from error
+
+
+def _check_report(name: str, architecture: str, report: Mapping[str, Any]) -> None:
+    """Refuse a load that left a parameter at its random start."""
+    missing = sorted(map(str, report["missing_keys"]))
+    mismatched = sorted(str(key) for key in report["mismatched_keys"])
+    for kind, keys in (("missing", missing), ("of another shape", mismatched)):
+        if keys:
+            shown = ", ".join(keys[:_SHOWN]) + (", ..." if len(keys) > _SHOWN else "")
+            raise InputError(
+                f"{name} does not hold every weight of {architecture}: {len(keys)} {kind} "
+                f"({shown}); give a complete checkpoint of this architecture"
+            )
+    if report["unexpected_keys"]:
+        logger.info("%s: %d weights are not used", name, len(report["unexpected_keys"]))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    values = json.loads(config.to_json_string(use_diff=False))
+    for key in ("_name_or_path", "transformers_version"):
+        values.pop(key, None)
+    return values
+
+
+def _first(error: Exception) -> str:
+    """Give the part of a third party's message that fits in ours: its first two lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' bars and tables: what matters of them is raised."""
+    from transformers.utils import logging as hub_logging
+
+    verbosity, bars = hub_logging.get_verbosity(), hub_logging.is_progress_bar_enabled()
+    hub_logging.set_verbosity(logging.CRITICAL)
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
+        if bars:
+            hub_logging.enable_progress_bar()
