@@ -1,0 +1,187 @@
+"""A decoder that adds where its source concatenates, and computes the same function."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from dynprune.rewrite.structure import ELEMENTWISE, DecoderStructure, Step
+
+__all__ = ["FoldedDecoder", "folded_weights", "pointwise_bias", "pointwise_weight"]
+
+
+def pointwise_weight(module: nn.Module) -> Tensor:
+    """Give the ``(out, in)`` weight of a linear or a 1x1 convolution."""
+    return cast(Tensor, module.weight).flatten(1)
+
+
+def pointwise_bias(module: nn.Module) -> Tensor | None:
+    """Give the ``(out,)`` bias of a linear or a 1x1 convolution, None where it has none."""
+    return cast(Tensor | None, module.bias)
+
+
+@torch.no_grad()
+def folded_weights(
+    source: nn.Module, structure: DecoderStructure
+) -> tuple[list[Tensor], Tensor | None]:
+    """Multiply each projection into its columns of the fusing weight, in float64.
+
+    A 1x1 map commutes with a resize whose weights sum to one, and a 1x1 map of a concatenation is
+    a sum of 1x1 maps, so that ``fuse(cat_i(up_i(L_i x_i + l_i))) + f`` is
+    ``sum_i up_i(F_i L_i x_i) + (f + sum_i F_i l_i)``.
+
+    Args:
+        source: the head that concatenates.
+        structure: what it is made of.
+
+    Returns:
+        The weights ``F_i L_i``, one ``(D, C_i)`` per branch, and the bias ``(D,)``, or None where
+        neither the fusing layer nor a projection has one.
+    """
+    fuse = source.get_submodule(structure.fuse)
+    columns, shift = pointwise_weight(fuse), pointwise_bias(fuse)
+    dtype, columns = columns.dtype, columns.double()
+    weights: list[Tensor] = []
+    parts: list[Tensor] = [] if shift is None else [shift.double()]
+    for branch in structure.branches:
+        projection = source.get_submodule(branch.projection)
+        part = columns[:, slice(*branch.columns)]
+        weights.append((part @ pointwise_weight(projection).double()).to(dtype))
+        if (shift := pointwise_bias(projection)) is not None:
+            parts.append(part @ shift.double())
+    bias = torch.stack(parts).sum(0).to(dtype) if parts else None
+    return weights, bias
+
+
+class FoldedDecoder(nn.Module):
+    r"""The head ``tail(norm(fuse(cat_i(up_i(L_i x_i)))))`` with one linear per stage.
+
+    .. math:: y = \mathrm{tail}(\mathrm{norm}(\sum_i \mathrm{up}_i(W_i x_i) + b)),
+        \qquad W_i = F_i L_i
+
+    Every linear runs at its own stage's resolution. This is the decoder of DynaSegFormer
+    (arXiv 2111.09499, section 3: "concat becomes an addition"), here with no change of the
+    function. BatchNorm stays live while it trains; in evaluation it is folded into the linears.
+
+    Args:
+        source: the head that concatenates. It stays inside: its norm and tail are shared and go
+            on training, its projections and fusing layer are frozen and kept for the way back.
+        structure: what the source is made of.
+
+    Shape:
+        As the source: called with the same arguments, among whose leaves are the stage maps
+        ``(B, C_i, H_i, W_i)``; returns ``(B, K, H, W)``.
+
+    Attributes:
+        weights: the folded weights, one ``(D, C_i)`` per stage, in the order of the inputs.
+        bias: ``(D,)`` or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, source: nn.Module, structure: DecoderStructure) -> None:
+        super().__init__()
+        self.structure = structure
+        self.source = source
+        fuse = source.get_submodule(structure.fuse)
+        trainable = cast(Tensor, fuse.weight).requires_grad
+        weights, bias = folded_weights(source, structure)
+        self.weights = nn.ParameterList(nn.Parameter(w, requires_grad=trainable) for w in weights)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=trainable)
+        for module in self.frozen_modules():
+            module.requires_grad_(False)
+        self.train(source.training)
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """Give the source's modules that never run here: its projections and fusing layer."""
+        names = [*(branch.projection for branch in self.structure.branches), self.structure.fuse]
+        return [self.source.get_submodule(name) for name in names]
+
+    def stage_maps(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """Give the stage maps ``(B, C_i, H_i, W_i)`` among the arguments of a call."""
+        leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
+        return [leaves[branch.leaf] for branch in self.structure.branches]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the head on the source's own arguments."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        size = tuple(leaves[self.structure.size_leaf].shape[2:])
+        norm = self.norm
+        is_live = norm is not None and (norm.training or norm.running_mean is None)
+        scale: Tensor | None = None
+        bias: Tensor | None = self.bias
+        if norm is not None and not is_live:
+            scale, bias = _folded_norm(norm, bias)
+        total: Tensor | None = None
+        for branch, weight in zip(self.structure.branches, self.weights, strict=True):
+            x = leaves[branch.leaf]
+            stage = weight if scale is None else weight * scale[:, None]
+            # A bias may join before the resize, whose weights sum to one: the first stage takes it.
+            y = F.linear(x.permute(0, 2, 3, 1), stage, bias if total is None else None)
+            y = y.permute(0, 3, 1, 2)  # (B, D, H_i, W_i), channels last in memory
+            if branch.mode is not None and branch.leaf != self.structure.size_leaf:
+                y = F.interpolate(
+                    y,
+                    size=size,
+                    mode=branch.mode,
+                    align_corners=branch.align_corners,
+                    antialias=branch.antialias,
+                )
+            total = y if total is None else total.add_(y)
+        assert total is not None
+        if norm is not None and is_live:
+            total = norm(total)
+        for step in self.structure.tail:
+            total = self._run(step, total)
+        return total
+
+    def _run(self, step: Step, x: Tensor) -> Tensor:
+        if step.function is not None:
+            return ELEMENTWISE[step.function](x, *step.arguments)
+        assert step.module is not None
+        module = self.source.get_submodule(step.module)
+        if torch.is_grad_enabled():
+            return module(x)
+        if type(module) is nn.ReLU:
+            return F.relu_(x)  # in place: nobody else holds the sum
+        if _is_pointwise(module):
+            y = F.linear(x.permute(0, 2, 3, 1), pointwise_weight(module), pointwise_bias(module))
+            return y.permute(0, 3, 1, 2)
+        return module(x)
+
+    @property
+    def norm(self) -> _BatchNorm | None:
+        """The source's BatchNorm behind the fusing layer."""
+        name = self.structure.norm
+        return None if name is None else cast(_BatchNorm, self.source.get_submodule(name))
+
+    def extra_repr(self) -> str:
+        """Name the widths: each stage's, and the one they meet in."""
+        stages = ", ".join(str(weight.shape[1]) for weight in self.weights)
+        return f"stages=({stages}), width={self.weights[0].shape[0]}, bias={self.bias is not None}"
+
+
+def _folded_norm(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Give BatchNorm's scale, and its shift with the bias in front of it folded in."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
+    shift = shift * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and module.kernel_size == (1, 1)
+        and module.stride == (1, 1)
+        and module.padding in ((0, 0), "valid", "same")
+        and module.groups == 1
+    )
