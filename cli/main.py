@@ -1,0 +1,108 @@
+"""The `dynprune` command: its verbs, and the one place where errors become exit codes."""
+
+import errno
+import logging
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dynprune.errors import DynpruneError
+
+__all__ = ["app", "main"]
+
+# What typer raises for itself: a clean exit, and the usage errors that it prints and exits 2 on.
+_TYPERS_OWN: tuple[type[BaseException], ...] = (
+    typer.Exit,
+    typer.Abort,
+    *typer.BadParameter.__bases__,
+)
+
+
+class _Boundary(TyperGroup):
+    """Turn whatever a command raises into one message on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _TYPERS_OWN:
+            raise
+        except DynpruneError as error:
+            raise _exit(str(error), error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise _exit("interrupted", 130) from error
+        except BrokenPipeError as error:
+            raise typer.Exit(0) from error
+        except MemoryError as error:
+            raise _exit("out of memory; use a smaller input, batch or model", 4) from error
+        except OSError as error:
+            raise _exit(_explain(error), 4) from error
+        except Exception as error:
+            raise _exit(
+                f"{type(error).__name__}: {error}\nThis is a bug in dynprune, or in the model's "
+                "own code. Run the command again with -v to see where.",
+                1,
+            ) from error
+
+
+def _exit(message: str, code: int) -> typer.Exit:
+    """Print one message, and on demand the traceback; give what ends the command."""
+    from .terminal import Terminal
+
+    verbose = logging.getLogger("dynprune").isEnabledFor(logging.DEBUG)
+    if verbose and code == 1:
+        sys.stderr.write(traceback.format_exc())
+    Terminal(verbose=verbose).error(message)
+    return typer.Exit(code)
+
+
+def _explain(error: OSError) -> str:
+    """Say what the system refused, and about which file."""
+    what = error.strerror or str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    hint = " Free some space, or write elsewhere." if error.errno == errno.ENOSPC else ""
+    return f"{where}{what}.{hint}"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"dynprune {version('dynprune')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="dynprune",
+    cls=_Boundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Dynamic pruning of trained PyTorch transformers: every input computes what it needs.",
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _register() -> None:
+    """Give the app its verbs. Their modules import torch only when they run."""
+    from . import recipe
+
+    app.add_typer(recipe.app, name="recipe")
+
+
+_register()
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
