@@ -1,8 +1,10 @@
 """Segmentation data: layouts on disk, checked reading, augmentation, batches."""
 
+from dynprune.data.augment import augment
 from dynprune.data.layouts import VOID
 from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dynprune.data.pictures import read_label, read_picture, write_label, write_picture
+from dynprune.data.sampling import TrainingBatches, training_batch, training_batches
 from dynprune.data.segmentation import SegmentationData, open_dataset
 
 __all__ = [
@@ -10,10 +12,14 @@ __all__ = [
     "IMAGENET_STD",
     "VOID",
     "SegmentationData",
+    "TrainingBatches",
+    "augment",
     "normalise",
     "open_dataset",
     "read_label",
     "read_picture",
+    "training_batch",
+    "training_batches",
     "write_label",
     "write_picture",
 ]

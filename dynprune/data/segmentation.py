@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +102,10 @@ class SegmentationData:
             f"SegmentationData({self.root}, layout={self.layout}, samples={len(self)}, "
             f"classes={len(self.classes)})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the decoded pictures behind: a worker process keeps its own."""
+        return {**self.__dict__, "_cache": {}, "_room": self._cache_bytes}
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Read one sample; do not change the tensors in place, they may be kept for next time.
