@@ -1,0 +1,110 @@
+"""Gate a model: plan every group, prove it by running it, and put the gates in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from dynprune.errors import GateError
+from dynprune.example import Example
+from dynprune.gate.carriers import carry
+from dynprune.gate.inject import Attachment, inject, remove
+from dynprune.gate.neuron_gate import GateConfig, NeuronGate
+from dynprune.gate.plan import GroupPlan
+from dynprune.gate.probe import Probe, evaluating, probe, small_example
+from dynprune.gate.verify import verify
+from dynprune.graph.neurons import NeuronGroup
+
+__all__ = ["gate_model", "plan_groups"]
+
+
+def plan_groups(
+    model: nn.Module,
+    example: Example,
+    groups: Sequence[NeuronGroup],
+    configs: Mapping[str, GateConfig],
+    *,
+    ignored: str = "not among the recipe's targets",
+    allow_causal: bool = False,
+) -> list[GroupPlan]:
+    """Settle the mode of every group by running it; the model is as before afterwards.
+
+    Args:
+        model: dense.
+        example: one call of it.
+        groups: found in it.
+        configs: group name -> its gate's configuration; groups that are absent are refused.
+        ignored: the reason given for those.
+        allow_causal: gate groups whose tokens must not see the future all the same.
+    """
+    fallback = GateConfig()
+    plans = []
+    with evaluating(model):
+        small = small_example(model, example)
+        seen = probe(model, small, groups)
+        for group in groups:
+            plan = GroupPlan(group, configs.get(group.name, fallback))
+            plans.append(_first_plan(model, plan, seen, configs, ignored, allow_causal))
+        inject(model, plans)
+        try:
+            return verify(model, plans, small, seen.calls)
+        finally:
+            remove(model)
+
+
+def gate_model(
+    model: nn.Module,
+    example: Example,
+    groups: Sequence[NeuronGroup],
+    configs: Mapping[str, GateConfig],
+    *,
+    seed: int = 0,
+    allow_causal: bool = False,
+) -> Attachment:
+    """Find each group's mode and put the gates in, in place.
+
+    Args:
+        model: dense.
+        example: one call of it.
+        groups: found in it.
+        configs: group name -> its gate's configuration; groups that are absent are refused.
+        seed: of the predictors' first weights.
+        allow_causal: gate groups whose tokens must not see the future all the same.
+    """
+    plans = plan_groups(model, example, groups, configs, allow_causal=allow_causal)
+    return inject(model, plans, seed=seed)
+
+
+def _first_plan(
+    model: nn.Module,
+    plan: GroupPlan,
+    seen: Probe,
+    configs: Mapping[str, GateConfig],
+    ignored: str,
+    allow_causal: bool,
+) -> GroupPlan:
+    group = plan.group
+    if group.reason is not None:
+        return plan.refused(group.reason)
+    if group.name not in configs:
+        return plan.refused(ignored)
+    if group.causal and not allow_causal:
+        return plan.refused("a causal model's gate would see tokens of the future")
+    layout = seen.layouts.get(group.name, "its module did not run on the example")
+    if isinstance(layout, str):
+        return plan.refused(layout)
+    plan = replace(plan, layout=layout)
+    if group.parameters:
+        why = f"{group.parameters[0]} is used channel by channel outside a layer of its own"
+        return replace(plan, mode="scatter", reason=why)
+    probe_gate = NeuronGate(
+        group.name, group.kind, 1, group.neurons, group.heads, config=plan.config
+    )
+    for channels in group.carriers:
+        try:
+            if not channels.is_whole:
+                raise GateError(f"{channels.module} carries these neurons among others")
+            carry(model.get_submodule(channels.module), probe_gate)
+        except GateError as error:
+            return replace(plan, mode="scatter", reason=str(error).rstrip("."))
+    return plan

@@ -1,0 +1,124 @@
+"""Carriers: layers that pass neurons on channel by channel and must narrow with them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from dynprune.errors import GateError
+from dynprune.gate.neuron_gate import NeuronGate
+
+__all__ = ["DynamicBatchNorm", "DynamicDepthwiseConv", "carry"]
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class DynamicDepthwiseConv(nn.Module):
+    """A depthwise convolution that runs on the kept channels of each instance.
+
+    Args:
+        source: the convolution that this one replaces; its parameters are shared.
+        gate: of the neurons that are its channels, in order.
+
+    Shape:
+        - Input: (B, channels, ...), or (B, kept, ...) in compact execution
+        - Output: the same channels
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, source: _ConvNd, gate: NeuronGate) -> None:
+        super().__init__()
+        if source.groups != source.in_channels or source.out_channels != source.in_channels:
+            raise GateError("Only a convolution with one filter a channel can be narrowed.")
+        if source.padding_mode != "zeros":
+            raise GateError(f"padding_mode={source.padding_mode!r} cannot be narrowed.")
+        for name in ("weight", "bias"):
+            self.register_parameter(name, source._parameters[name])
+        self.stride, self.padding, self.dilation = source.stride, source.padding, source.dilation
+        self._gate = (gate,)  # a tuple: the gate belongs to its producer
+        self.train(source.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, each instance with the filters of the neurons it kept."""
+        gate = self._gate[0]
+        if gate.running != "compact":
+            return self._convolve(x, self.weight, self.bias)
+        index = gate.selection.index
+        batch, kept = index.shape
+        bias = self.bias
+        if torch.compiler.is_compiling():
+            weight = self.weight.index_select(0, index.flatten())
+            flat_bias = None if bias is None else bias.index_select(0, index.flatten())
+            flat = x.reshape(1, batch * kept, *x.shape[2:])
+            y = self._convolve(flat, weight, flat_bias)
+            return y.view(batch, kept, *y.shape[2:])
+        parts = [
+            self._convolve(
+                x[b : b + 1],
+                self.weight.index_select(0, index[b]),
+                None if bias is None else bias.index_select(0, index[b]),
+            )
+            for b in range(batch)
+        ]
+        return parts[0] if batch == 1 else torch.cat(parts)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        convolution = CONVOLUTIONS[weight.dim() - 2]
+        return convolution(
+            x, weight, bias, self.stride, self.padding, self.dilation, weight.shape[0]
+        )
+
+
+class DynamicBatchNorm(nn.Module):
+    """A batch norm that runs on the kept channels of each instance.
+
+    Args:
+        source: the batch norm that this one replaces; it stays inside and keeps its statistics.
+        gate: of the neurons that are its channels, in order.
+
+    Shape:
+        - Input: (B, channels, ...), or (B, kept, ...) in compact execution
+        - Output: the same channels
+    """
+
+    def __init__(self, source: _BatchNorm, gate: NeuronGate) -> None:
+        super().__init__()
+        if source.running_mean is None:
+            raise GateError("A batch norm without running statistics cannot be narrowed.")
+        self.source = source
+        self._gate = (gate,)
+        self.train(source.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, each instance with the statistics of the neurons it kept."""
+        gate, source = self._gate[0], self.source
+        if gate.running != "compact":
+            return source(x)
+        mean, var = source.running_mean, source.running_var
+        assert mean is not None
+        assert var is not None
+        scale = (var + source.eps).rsqrt()
+        if source.affine:
+            scale = scale * source.weight
+        shift = -mean * scale
+        if source.affine:
+            shift = shift + source.bias
+        index = gate.selection.index
+        shape = (*index.shape, *[1] * (x.dim() - 2))
+        return x * scale[index].view(shape) + shift[index].view(shape)
+
+
+def carry(module: nn.Module, gate: NeuronGate) -> nn.Module:
+    """Make the layer that narrows with ``gate`` in place of a carrier.
+
+    Raises:
+        GateError: where no such layer is known.
+    """
+    if isinstance(module, _ConvNd) and not module.transposed:
+        return DynamicDepthwiseConv(module, gate)
+    if isinstance(module, _BatchNorm):
+        return DynamicBatchNorm(module, gate)
+    raise GateError(f"A {type(module).__name__} between the linears cannot be narrowed.")

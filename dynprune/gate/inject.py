@@ -1,0 +1,196 @@
+"""Put gated layers into a model, all of them or none, and take them out again."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from dynprune.errors import GateError, UsageError
+from dynprune.gate.attention import narrow
+from dynprune.gate.carriers import carry
+from dynprune.gate.instances import CallRecorder
+from dynprune.gate.linear import DynamicLinear
+from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.gate.plan import GroupPlan, gated
+from dynprune.graph.neurons import Channels
+
+__all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
+
+ATTRIBUTE = "_dynprune"
+
+
+@dataclass
+class Attachment:
+    """What `inject` did to a model, kept on it so that it can be undone and written down.
+
+    Attributes:
+        plans: every group that was considered, with its mode.
+        originals: the modules that were replaced, by name.
+        call: the recorder of each call's instances and padding.
+        hook: its handle.
+    """
+
+    plans: tuple[GroupPlan, ...]
+    originals: dict[str, nn.Module] = field(default_factory=dict)
+    call: CallRecorder = field(default_factory=CallRecorder)
+    hook: RemovableHandle | None = None
+
+
+def is_gated(model: nn.Module) -> bool:
+    """Whether `inject` has been at work on the model."""
+    return isinstance(vars(model).get(ATTRIBUTE), Attachment)
+
+
+def attached(model: nn.Module) -> Attachment:
+    """Give the record of what was done to a gated model.
+
+    Raises:
+        UsageError: where the model is not gated.
+    """
+    record = vars(model).get(ATTRIBUTE)
+    if not isinstance(record, Attachment):
+        raise UsageError("The model is not gated: call dynprune.apply first.")
+    return record
+
+
+def gates(model: nn.Module) -> dict[str, NeuronGate]:
+    """Give the gates of a model by their group's name, in the order of its modules."""
+    return {m.name: m for m in model.modules() if isinstance(m, NeuronGate)}
+
+
+def gate_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Give the parameters that the gates brought with them."""
+    for gate in gates(model).values():
+        yield from gate.parameters()
+
+
+def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> Attachment:
+    """Replace the layers of every planned group by gated ones, in place.
+
+    Everything is built and checked first; where that fails the model is as it was. Weights are
+    shared with the layers that are replaced, so that `remove` loses nothing.
+
+    Args:
+        model: that holds the groups; it must not be gated yet.
+        plans: the groups; those whose mode is ``refused`` are recorded and left alone.
+        seed: of the predictors' first weights.
+
+    Returns:
+        The record that `attached` gives from now on.
+
+    Raises:
+        UsageError: where the model is gated already.
+        GateError: where a group's layers are not what its record says.
+    """
+    if is_gated(model):
+        raise UsageError("The model is gated already: call dynprune.restore first.")
+    record = Attachment(tuple(plans))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        replacements = _build(model, gated(plans), record.call)
+    for name, new in replacements.items():
+        old = model.get_submodule(name)
+        record.originals[name] = old
+        _replace(model, old, new)
+        if isinstance(new, DynamicLinear) and new.reads and new.layout != "transposed":
+            _store_by_column(new.weight)
+    record.hook = model.register_forward_pre_hook(record.call, with_kwargs=True)
+    setattr(model, ATTRIBUTE, record)
+    by_name = gates(model)
+    for plan in gated(plans):
+        gate = by_name[plan.group.name]
+        gate.verified = plan.mode if plan.mode != "refused" else "masked"
+    for heads in {plan.heads for plan in gated(plans) if plan.heads}:
+        narrow(model, heads, [by_name[p.group.name] for p in gated(plans) if p.heads == heads])
+    return record
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take every gated layer out again, in place; the weights are those it has now.
+
+    Returns:
+        The model, with the modules that it had before.
+    """
+    record = attached(model)
+    for gate in gates(model).values():
+        gate.narrow_heads(())
+    for name, old in record.originals.items():
+        new = model.get_submodule(name)
+        for parameter in new.parameters(recurse=False):
+            parameter.data = parameter.data.contiguous()
+        old.train(new.training)
+        _replace(model, new, old)
+    if record.hook is not None:
+        record.hook.remove()
+    delattr(model, ATTRIBUTE)
+    return model
+
+
+def _build(
+    model: nn.Module, plans: Sequence[GroupPlan], call: CallRecorder
+) -> dict[str, nn.Module]:
+    """Make the new layers without touching the model."""
+    linears: dict[str, DynamicLinear] = {}
+    carriers: dict[str, nn.Module] = {}
+
+    def linear(channels: Channels) -> DynamicLinear:
+        if channels.module not in linears:
+            linears[channels.module] = DynamicLinear.from_module(_submodule(model, channels.module))
+        return linears[channels.module]
+
+    for plan in plans:
+        group = plan.group
+        owner = linear(group.producers[0])
+        whole = plan.config.source == "tokens"
+        gate = NeuronGate(
+            group.name,
+            group.kind,
+            owner.in_features if whole else owner.out_features,
+            group.neurons,
+            group.heads,
+            config=plan.config,
+            layout=plan.layout,
+            device=owner.weight.device,
+            dtype=owner.weight.dtype,
+        )
+        gate.call = call
+        gate.train(owner.training)
+        if group.kind in owner.gates:
+            raise GateError(f"{owner} would own two {group.kind} gates.")
+        owner.gates[group.kind] = gate
+        for position, channels in enumerate(group.producers):
+            last = position == len(group.producers) - 1
+            index = None if channels.is_whole else channels.index
+            linear(channels).add_port("makes", gate, index, group.kind == "qk" and last)
+        for channels in group.consumers:
+            index = None if channels.is_whole else channels.index
+            linear(channels).add_port("reads", gate, index, True)
+        if plan.mode == "compact":
+            for channels in group.carriers:
+                if not channels.is_whole:
+                    raise GateError(f"{channels.module} carries only a part of {group.name}.")
+                source = _submodule(model, channels.module)
+                carriers[channels.module] = carry(source, gate)
+    return {**linears, **carriers}
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise GateError(f"The model has no module {name!r}, which a neuron group names.") from error
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is a child."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children skips repeats
+            if child is old:
+                setattr(parent, name, new)
+
+
+def _store_by_column(weight: nn.Parameter) -> None:
+    """Store a consumer's weight so that its columns gather as rows; shape and values stay."""
+    weight.data = weight.data.transpose(0, 1).contiguous().transpose(0, 1)

@@ -1,0 +1,81 @@
+"""What is to be gated, how, and how each group turned out: plain data that can be written down."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from dynprune.gate.instances import InstanceLayout
+from dynprune.gate.neuron_gate import GateConfig
+from dynprune.graph.neurons import NeuronGroup
+
+__all__ = ["GroupPlan", "HeadAttribute", "Mode"]
+
+Mode = Literal["compact", "scatter", "masked", "refused"]
+
+
+@dataclass(frozen=True)
+class HeadAttribute:
+    """An integer attribute of a module on which its code bases the width of its heads.
+
+    Attributes:
+        module: fully qualified name.
+        attribute: its name.
+        per_head: whether it is one head's width, or that of all heads together.
+    """
+
+    module: str
+    attribute: str
+    per_head: bool
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The fate of one neuron group.
+
+    Attributes:
+        group: the neurons.
+        config: how their gate is built.
+        mode: how they run when not training.
+        reason: why the mode is not ``compact``; None where it is.
+        layout: where the batch is in the producer's input.
+        heads: attributes that compact execution narrows.
+    """
+
+    group: NeuronGroup
+    config: GateConfig
+    mode: Mode = "compact"
+    reason: str | None = None
+    layout: InstanceLayout = field(default_factory=InstanceLayout)
+    heads: tuple[HeadAttribute, ...] = ()
+
+    def refused(self, reason: str) -> "GroupPlan":
+        """Give the plan that leaves this group alone."""
+        return replace(self, mode="refused", reason=reason, heads=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Give a JSON form."""
+        return {
+            "group": self.group.to_json(),
+            "config": self.config.to_json(),
+            "mode": self.mode,
+            "reason": self.reason,
+            "layout": asdict(self.layout),
+            "heads": [asdict(h) for h in self.heads],
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "GroupPlan":
+        """Read what `to_json` gave."""
+        return cls(
+            group=NeuronGroup.from_json(record["group"]),
+            config=GateConfig(**record["config"]),
+            mode=record["mode"],
+            reason=record["reason"],
+            layout=InstanceLayout(**record["layout"]),
+            heads=tuple(HeadAttribute(**h) for h in record["heads"]),
+        )
+
+
+def gated(plans: Sequence[GroupPlan]) -> list[GroupPlan]:
+    """Give the plans whose groups have a gate."""
+    return [plan for plan in plans if plan.mode != "refused"]

@@ -1,0 +1,149 @@
+"""Run a dense model a few times to see where its batch goes and which modules run once."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dynprune.example import Example
+from dynprune.gate.instances import InstanceLayout
+from dynprune.graph.neurons import NeuronGroup
+
+__all__ = ["Probe", "evaluating", "probe", "small_example"]
+
+Hook = Callable[[nn.Module, tuple[Any, ...]], None]
+
+logger = logging.getLogger(__name__)
+
+SMALL = 128  # pixels a side that suffice to see how a model handles its neurons
+
+
+class Probe:
+    """What running the model showed.
+
+    Attributes:
+        layouts: group name -> where the batch is, or why that cannot be said.
+        calls: module name -> times it ran in one forward pass.
+    """
+
+    def __init__(self) -> None:
+        self.layouts: dict[str, InstanceLayout | str] = {}
+        self.calls: Counter[str] = Counter()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode without gradients, and give it its training flags back."""
+    flags = {module: module.training for module in model.modules()}
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, training in flags.items():
+            if module.training != training:
+                module.train(training)
+
+
+def small_example(model: nn.Module, example: Example) -> Example:
+    """Give two different instances, with pictures cut to at most 128 pixels a side if that runs."""
+
+    def cut(leaf: object) -> object:
+        if isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.is_floating_point():
+            return leaf[..., :SMALL, :SMALL]
+        return leaf
+
+    args, kwargs = pytree.tree_map(cut, (example.args, dict(example.kwargs)))
+    small = Example(args, kwargs).batched(2)
+    try:
+        small.run(model)
+    except Exception as error:  # any model may refuse another size, in its own words
+        logger.debug("The model does not run on %d pixels: %s", SMALL, error)
+        return example.batched(2)
+    return small
+
+
+def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> Probe:
+    """Run two instances, change the second, and see which rows of each producer's input change.
+
+    Args:
+        model: dense, in eval mode.
+        example: a call with two instances.
+        groups: whose first producers are watched.
+    """
+    result = Probe()
+    owners = {group.producers[0].module for group in groups}
+    other = example.batched(2, seed=1)
+    mixed = pytree.tree_map(
+        _mix, (example.args, dict(example.kwargs)), (other.args, dict(other.kwargs))
+    )
+    seen: list[dict[str, Tensor]] = []
+    for call in (example, Example(*mixed)):
+        inputs: dict[str, Tensor] = {}
+        result.calls.clear()
+        handles = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(_counter(result.calls, name)))
+            if name in owners:
+                handles.append(module.register_forward_pre_hook(_keeper(inputs, name)))
+        try:
+            call.run(model)
+        finally:
+            for handle in handles:
+                handle.remove()
+        seen.append(inputs)
+    for group in groups:
+        name = group.producers[0].module
+        if name not in seen[0] or name not in seen[1]:
+            result.layouts[group.name] = f"{name} did not run"
+        else:
+            result.layouts[group.name] = _layout(seen[0][name], seen[1][name])
+    return result
+
+
+def _mix(first: object, second: object) -> object:
+    """Take instance 0 of one call and instance 1 of another."""
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.dim():
+        return first
+    alike = first.shape[0] == 2 and first.shape == second.shape
+    return torch.cat([first[:1], second[1:]]) if alike else first
+
+
+def _counter(calls: Counter[str], name: str) -> Hook:
+    def hook(_module: nn.Module, _args: tuple[Any, ...]) -> None:
+        calls[name] += 1
+
+    return hook
+
+
+def _keeper(inputs: dict[str, Tensor], name: str) -> Hook:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args:
+            inputs[name] = args[0].detach().clone()
+
+    return hook
+
+
+def _layout(before: Tensor, after: Tensor) -> InstanceLayout | str:
+    if before.shape != after.shape:
+        return "its input's shape depends on the input's values"
+    changed = before != after
+    rows = changed.flatten(1).any(1) if changed.dim() > 1 else changed
+    count = len(rows)
+    if count % 2 == 0 and rows[count // 2 :].any() and not rows[: count // 2].any():
+        return InstanceLayout(0, folded=count != 2)
+    if before.dim() == 3 and before.shape[1] == 2:
+        columns = changed.any(2).any(0)
+        if bool(columns[1]) and not bool(columns[0]):
+            return InstanceLayout(1)
+    if not bool(changed.any()):
+        return "its input does not depend on the model's input"
+    return "the rows of different inputs interleave, so no gate can tell them apart"

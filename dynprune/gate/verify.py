@@ -1,0 +1,328 @@
+"""Prove every neuron group right by running it, and settle in which mode it runs."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dynprune.example import Example
+from dynprune.gate.attention import head_attribute_sets, head_attributes, narrow
+from dynprune.gate.execution import set_execution
+from dynprune.gate.inject import gates
+from dynprune.gate.linear import DynamicLinear
+from dynprune.gate.neuron_gate import Execution
+from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
+
+__all__ = ["verify"]
+
+logger = logging.getLogger(__name__)
+
+TRIAL_RATIO = 0.5  # share of neurons that a trial skips
+
+# Largest difference over the largest magnitude of the reference. Sums of a few hundred products
+# in another order differ by about 1e-6 in float32; a wrong index set by 1e-1 and more.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass
+class _Unit:
+    """Groups that are tried together: those whose producers have one parent."""
+
+    module: str
+    plans: list[GroupPlan]
+
+
+def verify(
+    model: nn.Module, plans: Sequence[GroupPlan], example: Example, calls: Mapping[str, int]
+) -> list[GroupPlan]:
+    """Try every gated group of an injected model and give its plan with the mode that is right.
+
+    Each unit of groups runs on the inputs that it gets in a real call, with two random masks at
+    batch 2: first a negative control (skipped neurons' weights changed at random must change
+    nothing, kept ones' must change something), then compact against masked. A group whose compact
+    form is wrong or fails is tried in scatter form, then left masked; one that fails the control
+    is refused.
+
+    Args:
+        model: injected, in eval mode, with every gate in its planned mode.
+        plans: as given to `inject`.
+        example: a call with two instances.
+        calls: module name -> times it runs in one call.
+
+    Returns:
+        One plan for each given, in the same order.
+    """
+    settled: dict[str, GroupPlan] = {}
+    waiting: dict[nn.Module, list[_Unit]] = {}
+    for unit in _units(plans, calls):
+        waiting.setdefault(model.get_submodule(unit.module), []).append(unit)
+    busy = False
+
+    def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        nonlocal busy
+        if busy:
+            return
+        busy = True
+        try:
+            for unit in waiting.pop(module, []):
+                trial = _Trial(model, module, unit.plans, args, kwargs)
+                for plan in trial.settle():
+                    settled[plan.group.name] = plan
+        finally:
+            busy = False
+
+    handles = [m.register_forward_pre_hook(attempt, with_kwargs=True) for m in waiting]
+    for gate in gates(model).values():
+        gate.set_prune_ratio(0.0)
+    try:
+        example.run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for gate in gates(model).values():
+            gate.force(None)
+            gate.set_prune_ratio(gate.final_ratio)
+        set_execution(model, "compact")
+    missing = "its module did not run on the example"
+    return [
+        settled.get(p.group.name, p.refused(missing)) if p.mode != "refused" else p for p in plans
+    ]
+
+
+def _units(plans: Sequence[GroupPlan], calls: Mapping[str, int]) -> list[_Unit]:
+    """Bring groups of one attention together and find the smallest module that runs them all."""
+    units: dict[str, list[GroupPlan]] = {}
+    for plan in gated(plans):
+        first = plan.group.producers[0].module
+        parent = first.rpartition(".")[0]
+        key = parent if plan.group.heads else plan.group.name + "\0ffn"
+        units.setdefault(key, []).append(plan)
+    return [_Unit(_runner(members, calls), members) for members in units.values()]
+
+
+def _runner(plans: Sequence[GroupPlan], calls: Mapping[str, int]) -> str:
+    """Name the innermost module that holds all modules of these groups and runs exactly once."""
+    names = [name.split(".") for plan in plans for name in plan.group.modules]
+    prefix: list[str] = []
+    for parts in zip(*names, strict=False):
+        if len(set(parts)) > 1:
+            break
+        prefix.append(parts[0])
+    if all(prefix == name for name in names):
+        prefix = prefix[:-1]
+    while prefix and calls.get(".".join(prefix), 0) != 1:
+        prefix = prefix[:-1]
+    return ".".join(prefix)
+
+
+class _Trial:
+    """One unit on one input: its masked result is the reference for everything else."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        module: nn.Module,
+        plans: Sequence[GroupPlan],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.model, self.module, self.plans = model, module, list(plans)
+        self.call = (args, dict(kwargs))
+        every = gates(model)
+        self.gates = {plan.group.name: every[plan.group.name] for plan in plans}
+        generator = torch.Generator().manual_seed(0)
+        for gate in self.gates.values():
+            like = gate.prior
+            scores = torch.rand(2, gate.neurons, generator=generator).to(like)
+            factor = (0.5 + torch.rand(2, gate.neurons, generator=generator)).to(like)
+            gate.force(scores, factor)
+            if gate.mean is not None:  # stays inside the trial: the gates are made anew after it
+                gate.mean.copy_(torch.rand(gate.neurons, generator=generator).to(like) - 0.5)
+            gate.set_prune_ratio(TRIAL_RATIO if gate.width > 1 else 0.0)
+
+    def settle(self) -> list[GroupPlan]:
+        """Give the plans with the modes that proved right."""
+        try:
+            plans = [self._controlled(plan) for plan in self.plans]
+            kept = gated(plans)
+            modes = self._best([p for p in plans if p.mode != "refused"]) if kept else {}
+            return [modes.get(p.group.name, p) for p in plans]
+        finally:
+            for gate in self.gates.values():
+                gate.force(None)
+                gate.narrow_heads(())
+                gate.verified = "masked"
+                gate.set_prune_ratio(0.0)
+
+    # The negative control
+
+    def _controlled(self, plan: GroupPlan) -> GroupPlan:
+        gate = self.gates[plan.group.name]
+        if gate.kept == gate.width:
+            return plan.refused("its segments are too small to prune")
+        reference = self._run({})
+        dropped = (gate.mask.sum(0) == 0).nonzero().flatten()
+        kept = (gate.mask.sum(0) == 2).nonzero().flatten()
+        if not len(dropped) or not len(kept):
+            return plan.refused("it has too few neurons to verify")
+        if not self._agrees(lambda: self._disturbed(plan, dropped), reference):
+            return plan.refused("neurons that it skips still change the output")
+        if self._agrees(lambda: self._disturbed(plan, kept), reference):
+            return plan.refused("neurons that it keeps do not change the output")
+        return plan
+
+    def _disturbed(self, plan: GroupPlan, neurons: Tensor) -> list[Tensor]:
+        """Run with these neurons' producer rows replaced by noise."""
+        saved: list[tuple[Tensor, Tensor, Tensor]] = []
+        tensors: list[Tensor]
+        generator = torch.Generator().manual_seed(1)
+        for channels in plan.group.producers:
+            layer = self.model.get_submodule(channels.module)
+            assert isinstance(layer, DynamicLinear)
+            rows = channels.index[neurons.cpu()].flatten().to(layer.weight.device)
+            tensors = [layer.matrix] if layer.bias is None else [layer.matrix, layer.bias]
+            for tensor in tensors:
+                before = tensor[rows].clone()
+                noise = torch.randn(before.shape, generator=generator).to(before)
+                saved.append((tensor, rows, before))
+                tensor[rows] = before + noise * tensor.std(unbiased=False).clamp_min(0.05) * 3
+        try:
+            return self._run({})
+        finally:
+            for tensor, rows, before in saved:
+                tensor[rows] = before
+
+    # Modes
+
+    def _best(self, plans: list[GroupPlan]) -> dict[str, GroupPlan]:
+        reference = self._run({})
+        chosen: dict[str, GroupPlan] = {}
+        why: dict[str, str] = {}
+        able = []
+        for plan in plans:
+            if plan.mode == "compact":
+                able.append(plan)
+            else:
+                why[plan.group.name] = plan.reason or ""
+        if len(able) > 1:
+            heads, reason = self._compact(able, reference)
+            if heads is not None:
+                chosen = {p.group.name: replace(p, heads=heads, reason=None) for p in able}
+        for plan in able:
+            if plan.group.name in chosen:
+                continue
+            heads, reason = self._compact([plan], reference)
+            if heads is not None:
+                name = plan.group.name
+                chosen[name] = replace(plan, heads=heads, reason=None)
+            else:
+                why[plan.group.name] = reason
+        for plan in plans:
+            if plan.group.name not in chosen:
+                chosen[plan.group.name] = self._scattered(plan, reference, why[plan.group.name])
+        modes = {name: self._execution(plan) for name, plan in chosen.items()}
+        heads = next((p.heads for p in chosen.values() if p.heads), ())
+        narrowing = [name for name, plan in chosen.items() if plan.heads]
+        if not self._agrees(lambda: self._run(modes, heads, narrowing), reference):
+            why_not = "its groups are right alone but not together"
+            chosen = {p.group.name: self._scattered(p, reference, why_not) for p in plans}
+        return chosen
+
+    @staticmethod
+    def _execution(plan: GroupPlan) -> Execution:
+        return plan.mode if plan.mode != "refused" else "masked"
+
+    def _compact(
+        self, plans: Sequence[GroupPlan], reference: list[Tensor]
+    ) -> tuple[tuple[HeadAttribute, ...] | None, str]:
+        """Find head attributes under which these groups run compactly, or say why none."""
+        candidates: list[HeadAttribute] = []
+        for plan in plans:
+            candidates += [
+                h for h in head_attributes(self.model, plan.group) if h not in candidates
+            ]
+        names = [plan.group.name for plan in plans]
+        modes: dict[str, Execution] = dict.fromkeys(names, "compact")
+        reason = ""
+        for heads in head_attribute_sets(candidates):
+            try:
+                result = self._run(modes, heads, names)
+            except Exception as error:  # host code fails in its own ways on narrow tensors
+                reason = reason or f"narrow heads break its code: {_line(error)}"
+                continue
+            if _close(result, reference):
+                return heads, ""
+            reason = reason or "its code does not follow narrow neurons"
+        return None, reason
+
+    def _scattered(self, plan: GroupPlan, reference: list[Tensor], why: str) -> GroupPlan:
+        modes: tuple[Execution, ...] = ("scatter", "masked")
+        for mode in modes:
+            if self._agrees(partial(self._run, {plan.group.name: mode}), reference):
+                return replace(plan, mode=mode, reason=why, heads=())
+        return plan.refused(why)
+
+    # Running
+
+    def _run(
+        self,
+        modes: Mapping[str, Execution],
+        heads: Sequence[HeadAttribute] = (),
+        narrowing: Sequence[str] = (),
+    ) -> list[Tensor]:
+        """Run the unit with these modes; groups that are not named are masked."""
+        for name, gate in self.gates.items():
+            gate.narrow_heads(())
+            gate.verified = modes.get(name, "masked")
+            gate.requested = "compact"
+        narrow(self.model, heads, [self.gates[name] for name in narrowing])
+        try:
+            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.call)
+            output = self.module.forward(*args, **kwargs)
+        finally:
+            for gate in self.gates.values():
+                gate.narrow_heads(())
+                gate.verified = "masked"
+        return [leaf for leaf in _leaves(output) if isinstance(leaf, Tensor)]
+
+    def _agrees(self, run: Callable[[], list[Tensor]], reference: list[Tensor]) -> bool:
+        try:
+            return _close(run(), reference)
+        except Exception as error:  # host code fails in its own ways on narrow tensors
+            logger.debug("A trial failed: %s", error)
+            return False
+
+
+def _leaves(output: Any) -> list[Any]:
+    """Flatten outputs, also of dataclasses that pytree does not know."""
+    if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
+        return [leaf for value in vars(output).values() for leaf in _leaves(value)]
+    return pytree.tree_leaves(output)
+
+
+def _close(result: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
+    if len(result) != len(reference) or not reference:
+        return False
+    for got, want in zip(result, reference, strict=True):
+        if got.shape != want.shape:
+            return False
+        if not want.is_floating_point():
+            if not torch.equal(got, want):
+                return False
+            continue
+        scale = want.abs().max().clamp_min(1e-12)
+        error = (got - want).abs().max() / scale
+        if not bool(error <= TOLERANCE.get(want.dtype, 2e-5)):
+            return False
+    return True
+
+
+def _line(error: Exception) -> str:
+    """Give an exception's first line, short enough for a table."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:120]
