@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
-__all__ = ["Fraction", "Name", "Pattern", "Section", "Share", "Size"]
+__all__ = ["Fraction", "ModulePattern", "Name", "Pattern", "Section", "Share", "Size"]
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -26,6 +26,9 @@ def _check_pattern(text: str) -> str:
 
 
 Pattern = Annotated[str, Field(max_length=500), AfterValidator(_check_pattern)]
+ModulePattern = Annotated[
+    str, Field(max_length=500, pattern="^re:"), AfterValidator(_check_pattern)
+]
 
 
 class Section(BaseModel):

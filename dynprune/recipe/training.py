@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from dynprune.recipe.section import Name, Section
+from dynprune.recipe.section import ModulePattern, Name, Section
 
 __all__ = [
     "FeatureLoss",
@@ -41,8 +41,8 @@ class FeatureLoss(Section):
     type: Literal["mse", "normalized_mse", "cosine", "cwd"]
     """Distance: squared error, squared error over the teacher's power, angle, or channel-wise."""
 
-    on: Literal["encoder_stages"] = "encoder_stages"
-    """Which maps: the output of every encoder stage."""
+    on: Literal["encoder_stages", "logits"] | ModulePattern = "encoder_stages"
+    """Which maps: every encoder stage's, the logits, or `re:` and an expression for modules."""
 
     weight: NonNegativeFloat = 1.0
     """Factor of the term in the loss."""

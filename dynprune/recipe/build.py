@@ -1,0 +1,126 @@
+"""From a recipe's sections to the plain arguments of the modules that do the work.
+
+Nothing else translates: the other modules never see a recipe's section, and know their own
+settings only.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dynprune.errors import NoMatchError
+from dynprune.gate import GateConfig
+from dynprune.graph.neurons import NeuronGroup
+from dynprune.recipe.pruning import Target
+from dynprune.recipe.schema import Recipe
+
+__all__ = ["gate_configs", "model_arguments", "picture_arguments"]
+
+
+def model_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Give `dynprune.models.load_model` the recipe's architecture and input."""
+    model = recipe.model
+    return {
+        "architecture": model.architecture,
+        "config": model.config,
+        "input_shape": model.input,
+        "seed": recipe.runtime.seed,
+    }
+
+
+def picture_arguments(recipe: Recipe | None) -> dict[str, Any]:
+    """Give `dynprune.evaluate.evaluate` what differs from its defaults."""
+    if recipe is None or recipe.data is None:
+        return {}
+    return {"mean": recipe.data.mean, "std": recipe.data.std, "window": recipe.data.window}
+
+
+def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, GateConfig]:
+    """Choose the neuron groups that a recipe gates, and configure their gates.
+
+    Args:
+        recipe: its ``apply`` and ``sparsity`` are read.
+        groups: found in a model.
+
+    Returns:
+        group name -> configuration, in the groups' order; a group that no target matches, or
+        that ``apply.ignore`` names, is absent.
+
+    Raises:
+        NoMatchError: a target or an ignore pattern matches no group.
+    """
+    lonely = [
+        f"apply.ignore[{i}]: {pattern}"
+        for i, pattern in enumerate(recipe.apply.ignore)
+        if not any(_matches(pattern, group) for group in groups)
+    ]
+    chosen: dict[str, GateConfig] = {}
+    ignored = {
+        group.name
+        for group in groups
+        if any(_matches(pattern, group) for pattern in recipe.apply.ignore)
+    }
+    for i, target in enumerate(recipe.apply.targets):
+        found = [
+            group
+            for group in groups
+            if (
+                group.kind == target.kind if target.match is None else _matches(target.match, group)
+            )
+        ]
+        if not found:
+            lonely.append(f"apply.targets[{i}]: {target.match or f'kind {target.kind}'}")
+        ratio = recipe.sparsity.final
+        if target.keep_ratio is not None:
+            ratio = 1.0 - target.keep_ratio
+        for group in found:
+            if group.name not in ignored:
+                chosen.setdefault(group.name, _gate_config(recipe, ratio))
+    if lonely:
+        raise NoMatchError(_explain(lonely, groups))
+    return {group.name: chosen[group.name] for group in groups if group.name in chosen}
+
+
+def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
+    gate = recipe.apply.gate
+    width: dict[str, Any] = {"hidden_ratio": gate.hidden_ratio}
+    if gate.hidden is not None:
+        width = {"hidden_ratio": 0.0, "hidden_floor": gate.hidden}
+    return GateConfig(
+        prune_ratio=prune_ratio,
+        mode=gate.mode,
+        align=gate.align,
+        source=gate.input,
+        pool=gate.pool,
+        compensation=gate.compensation,
+        order=gate.order,
+        **width,
+    )
+
+
+def _is_aimed_at(target: Target, group: NeuronGroup) -> bool:
+    if target.match is None:
+        return group.kind == target.kind
+    return _matches(target.match, group)
+
+
+def _matches(pattern: str, group: NeuronGroup) -> bool:
+    """Whether a pattern names the group, or one of the modules that produce its neurons."""
+    names = (group.name, *(channels.module for channels in group.producers))
+    if pattern.startswith("re:"):
+        return any(re.fullmatch(pattern[3:], name) for name in names)
+    return pattern in names
+
+
+def _explain(lonely: Sequence[str], groups: Sequence[NeuronGroup]) -> str:
+    """Say which patterns matched nothing, and what there was to match."""
+    lines = ["these keys of the recipe match no neuron group of the model:"]
+    lines += [f"  {line}" for line in lonely]
+    if not groups:
+        lines.append("The model has no neuron groups at all; run dynprune inspect to see why.")
+        return "\n".join(lines)
+    kinds = {kind: sum(g.kind == kind for g in groups) for kind in ("qk", "v", "ffn")}
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    lines.append(f"It has {len(groups)} groups ({counts}), such as {groups[0].name}.")
+    lines.append("Run dynprune inspect to see them all, then mend or remove the keys.")
+    return "\n".join(lines)
