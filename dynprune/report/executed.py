@@ -1,0 +1,173 @@
+"""Count the multiply-adds of the operations that really run."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dynprune.example import Example
+
+__all__ = ["ExecutedMacs", "count_executed", "executed"]
+
+
+@dataclass(frozen=True)
+class ExecutedMacs:
+    """Multiply-adds of one call.
+
+    Attributes:
+        total: of the whole call, all batch rows.
+        by_module: innermost module -> its own multiply-adds ("" for the model itself).
+        by_op: ATen operator -> multiply-adds.
+    """
+
+    total: int
+    by_module: Mapping[str, int]
+    by_op: Mapping[str, int]
+
+
+def executed(model: nn.Module, example: Example) -> int:
+    """Count the multiply-adds that one call of a model executes.
+
+    Products alone count: linears, convolutions, matrix products and attention. What is skipped in
+    compact execution does not run, and so is not counted; a gate's predictor runs, and is.
+
+    Args:
+        model: run as it is, in its own mode.
+        example: the call.
+    """
+    return count_executed(model, example).total
+
+
+def count_executed(model: nn.Module, example: Example) -> ExecutedMacs:
+    """Count as `executed` does, and say which module and operator ran the products.
+
+    Args:
+        model: run as it is, in its own mode.
+        example: the call.
+    """
+    by_module: Counter[str] = Counter()
+    by_op: Counter[str] = Counter()
+    with (
+        torch.no_grad(),
+        _opened(),
+        _current_module(model) as stack,
+        _Count(stack, by_module, by_op),
+    ):
+        example.run(model)
+    return ExecutedMacs(sum(by_op.values()), dict(by_module), dict(by_op))
+
+
+class _Count(TorchDispatchMode):
+    """Adds up the products of every operator that reaches a kernel."""
+
+    def __init__(self, stack: list[str], by_module: Counter[str], by_op: Counter[str]) -> None:
+        super().__init__()
+        self.stack, self.by_module, self.by_op = stack, by_module, by_op
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        formula = _FORMULAS.get(name)
+        if formula is None:
+            with self:  # a composite operator shows its parts here, under inference mode too
+                parts = func.decompose(*args, **kwargs)
+            return func(*args, **kwargs) if parts is NotImplemented else parts
+        out = func(*args, **kwargs)
+        macs = formula(args, out)
+        self.by_op[name] += macs
+        self.by_module[self.stack[-1]] += macs
+        return out
+
+
+@contextmanager
+def _current_module(model: nn.Module) -> Iterator[list[str]]:
+    """Keep the names of the modules that are running, the innermost last."""
+    stack = [""]
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: stack.append(name)
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name), prepend=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _opened() -> Iterator[None]:
+    """Run attention layers by their parts, not by one fused operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _product(left: int) -> Callable[[tuple[Any, ...], Any], int]:
+    """Of ``(..., m, k) x (..., k, n)``: every output element takes k; operand ``left`` has k."""
+    return lambda args, out: out.numel() * args[left].shape[-1]
+
+
+def _linear(args: tuple[Any, ...], out: Tensor) -> int:
+    return out.numel() * args[1].shape[-1]
+
+
+def _convolution(args: tuple[Any, ...], out: Tensor) -> int:
+    x, weight = args[0], args[1]
+    is_transposed = len(args) > 6 and args[6] is True
+    return (x if is_transposed else out).numel() * math.prod(weight.shape[1:])
+
+
+def _conv_forward(args: tuple[Any, ...], out: Tensor) -> int:
+    return out.numel() * math.prod(args[1].shape[1:])
+
+
+def _attention(args: tuple[Any, ...], _: Any) -> int:
+    """QK^T and AV of every query head, masked positions included."""
+    query, key, value = args[:3]
+    scores = math.prod(query.shape[:-1]) * key.shape[-2]
+    return scores * (query.shape[-1] + value.shape[-1])
+
+
+_FORMULAS: Mapping[str, Callable[[tuple[Any, ...], Any], int]] = {
+    "mm": _product(0),
+    "bmm": _product(0),
+    "mv": _product(0),
+    "dot": lambda args, _: args[0].numel(),
+    "addmm": _product(1),
+    "addmm_": _product(1),
+    "_addmm_activation": _product(1),
+    "baddbmm": _product(1),
+    "baddbmm_": _product(1),
+    "addmv": _product(1),
+    "addbmm": lambda args, out: out.numel() * args[1].shape[0] * args[1].shape[-1],
+    "linear": _linear,
+    "mkldnn_linear": _linear,
+    "_linear_pointwise": _linear,
+    "convolution": _convolution,
+    "convolution_overrideable": _convolution,
+    "mkldnn_convolution": _conv_forward,
+    "_convolution_pointwise": _conv_forward,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention": _attention,
+    "_scaled_dot_product_efficient_attention": _attention,
+    "_scaled_dot_product_cudnn_attention": _attention,
+    "_scaled_dot_product_fused_attention_overrideable": _attention,
+}
