@@ -83,18 +83,16 @@ def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, Gat
 
 def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
     gate = recipe.apply.gate
-    width: dict[str, Any] = {"hidden_ratio": gate.hidden_ratio}
-    if gate.hidden is not None:
-        width = {"hidden_ratio": 0.0, "hidden_floor": gate.hidden}
     return GateConfig(
         prune_ratio=prune_ratio,
         mode=gate.mode,
+        hidden_ratio=gate.hidden_ratio,
+        hidden=gate.hidden,
         align=gate.align,
         source=gate.input,
         pool=gate.pool,
         compensation=gate.compensation,
         order=gate.order,
-        **width,
     )
 
 

@@ -41,10 +41,11 @@ def _lines(item: Any, data: Any) -> list[str]:
         close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return [f"{key}: unknown key; {hint}"]
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        choices = item["ctx"].get("expected_tags", "")
-        what = f"{name_value(found['type'])} is none of" if kind.endswith("invalid") else "must be"
-        return [f"{key}.type: {what} {choices.replace(chr(39), '')}".rstrip()]
+    if kind == "union_tag_not_found":
+        return [f"{key}.type: is missing"]
+    if kind == "union_tag_invalid":
+        choices = item["ctx"]["expected_tags"].replace("'", "")
+        return [f"{key}.type: {name_value(found['type'])} is none of {choices}"]
     if kind == "value_error":
         message = str(item["ctx"]["error"])
         if not key:

@@ -159,5 +159,6 @@ def dump_yaml(data: Any) -> str:
 def _explain(error: yaml.YAMLError) -> str:
     """Say in one line what PyYAML found, and where."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    what = getattr(error, "problem", None) or " ".join(str(error).split())
+    parts = (getattr(error, "context", None), getattr(error, "problem", None))
+    what = ", ".join(part for part in parts if part) or " ".join(str(error).split())
     return f"{what} (line {mark.line + 1}, column {mark.column + 1})" if mark else what
