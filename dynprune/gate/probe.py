@@ -126,7 +126,7 @@ def _counter(calls: Counter[str], name: str) -> Hook:
 
 def _keeper(inputs: dict[str, Tensor], name: str) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args:
+        if args and isinstance(args[0], Tensor):
             inputs[name] = args[0].detach().clone()
 
     return hook
