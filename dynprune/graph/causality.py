@@ -1,0 +1,124 @@
+"""Find out by running which layers belong to a part of a model that must not see the future."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dynprune.example import Example
+from dynprune.graph.inference import at_inference
+from dynprune.graph.neurons import NeuronGroup
+
+__all__ = ["causal_modules"]
+
+#: Fraction of the largest value below which a change is rounding.
+_ROUNDING = 1e-6
+
+
+def causal_modules(
+    model: nn.Module, example: Example, groups: Sequence[NeuronGroup]
+) -> frozenset[str]:
+    """Name the first producers of groups that stand in a causal part of the model.
+
+    One half of each input sequence is changed at a time. Where attention is causal, changing the
+    early half reaches every token and changing the late half only the late ones. Where it is not,
+    each reaches all. Layers before any token meets another share the verdict of the rest.
+
+    Args:
+        model: any module.
+        example: one call of it; inputs of two or three axes are looked at as sequences.
+        groups: the groups to judge; without attention among them nothing is run.
+    """
+    names = sorted({group.producers[0].module for group in groups})
+    cases = list(_sequences(example))
+    if not cases or not any(group.kind in ("qk", "v") for group in groups):
+        return frozenset()
+    causal: set[str] = set()
+    with at_inference(model):
+        base = _inputs_of(model, names, _unmasked(example))
+        for leaf, axis in cases:
+            reach = [
+                _reach(base, _inputs_of(model, names, _changed(example, leaf, axis, late)))
+                for late in (False, True)
+            ]
+            early, late = reach
+            touched = {name for name in base if early[name] > 0}
+            found = {name for name in touched if early[name] == 1 and 0 < late[name] < 1}
+            if found:
+                alone = {name for name in touched if early[name] < 1 and late[name] < 1}
+                causal |= found | alone
+    return frozenset(causal)
+
+
+def _sequences(example: Example) -> Iterator[tuple[int, int]]:
+    """Place and axis of everything in an example that may be a sequence."""
+    for place, leaf in enumerate(pytree.tree_leaves((example.args, dict(example.kwargs)))):
+        if not isinstance(leaf, Tensor) or leaf.dim() not in (2, 3):
+            continue
+        if leaf.is_floating_point() or (leaf.dtype != torch.bool and int(leaf.max()) > 1):
+            yield from ((place, axis) for axis in range(1, leaf.dim()) if leaf.shape[axis] >= 4)
+
+
+def _unmasked(example: Example) -> Example:
+    """An example without padding, which would hide tokens as a causal mask does."""
+
+    def fill(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dim() > 1 and not leaf.is_floating_point():
+            return torch.ones_like(leaf) if int(leaf.max()) == 1 else leaf
+        return leaf
+
+    return Example(*pytree.tree_map(fill, (example.args, dict(example.kwargs))))
+
+
+def _changed(example: Example, place: int, axis: int, late: bool) -> Example:
+    """An example with the early or late half of one sequence changed."""
+    plain = _unmasked(example)
+    leaves, spec = pytree.tree_flatten((plain.args, dict(plain.kwargs)))
+    leaf = leaves[place].clone()
+    half = leaf.shape[axis] // 2
+    part = leaf.narrow(axis, half if late else 0, leaf.shape[axis] - half if late else half)
+    if leaf.is_floating_point():
+        noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0))
+        part += noise.to(part) * part.std().clamp_min(0.1)
+    else:
+        part.copy_((part + 1) % (int(leaf.max()) + 1))
+    leaves[place] = leaf
+    return Example(*pytree.tree_unflatten(leaves, spec))
+
+
+def _inputs_of(model: nn.Module, names: Sequence[str], example: Example) -> dict[str, Tensor]:
+    """The first input of each named module, one row a token."""
+    seen: dict[str, Tensor] = {}
+
+    def remember(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].dim() > 1:
+            seen[name] = args[0].detach().flatten(0, -2)
+
+    modules = dict(model.named_modules())
+    handles = [
+        modules[name].register_forward_pre_hook(partial(remember, name))
+        for name in names
+        if name in modules
+    ]
+    try:
+        example.run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _reach(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
+    """Share of each module's rows that a change reached."""
+    reach = {}
+    for name, rows in before.items():
+        other = after.get(name)
+        if other is None or other.shape != rows.shape:
+            reach[name] = 0.0
+            continue
+        change = (other - rows).abs().amax(1)
+        reach[name] = float((change > _ROUNDING * rows.abs().max()).float().mean())
+    return reach

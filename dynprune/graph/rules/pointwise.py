@@ -1,0 +1,167 @@
+"""Elementwise operations: activations pass neurons on, sums and products tie them together."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dynprune.graph.labels import compact, ids, overlay, varying
+from dynprune.graph.walk import Labels, Rule, Walk, operation
+
+__all__ = ["POINTWISE"]
+
+#: Functions of one value that map zero to zero.
+_KEEP_ZERO = (
+    "abs", "asinh", "atan", "celu", "elu", "erf", "expm1", "float", "gelu", "hardshrink",
+    "hardswish", "leaky_relu", "log1p", "mish", "neg", "relu", "relu6", "round", "selu", "silu",
+    "sin", "sinh", "softshrink", "softsign", "sqrt", "square", "tan", "tanh", "to", "_to_copy",
+    "type_as", "nan_to_num", "rrelu", "prelu", "native_dropout", "positive", "half", "bfloat16",
+    "double", "_prelu_kernel", "floor", "ceil", "trunc", "sign",
+)  # fmt: skip
+
+#: Functions of one value that do not, or need not.
+_MOVE_ZERO = (
+    "clamp", "clamp_max", "clamp_min", "cos", "cosh", "exp", "exp2", "hardsigmoid", "hardtanh",
+    "log", "log2", "log10", "log_sigmoid", "logit", "pow", "reciprocal", "rsqrt", "sigmoid",
+    "softplus", "threshold", "logsigmoid",
+)  # fmt: skip
+
+
+def _unary(walk: Walk, node: fx.Node) -> Labels:
+    source = node.args[0]
+    labels = walk.labels(source)
+    name = operation(node)
+    walk.spoil_others(node, source)
+    if labels is None:
+        return None
+    if name in _MOVE_ZERO and not _keeps_zero(walk, node):
+        walk.ledger.shifts.append((ids(labels).long().numpy(), name))
+    if name in ("prelu", "_prelu_kernel") and max(walk.shape(node.args[1])) > 1:  # type: ignore[arg-type]
+        _note_parameter(walk, node.args[1], labels)
+    if isinstance(node.meta["val"], tuple | list):
+        return [labels] + [None] * (len(node.meta["val"]) - 1)
+    return labels
+
+
+def _keeps_zero(walk: Walk, node: fx.Node) -> bool:
+    """Whether a function with numeric arguments maps zero to zero."""
+    name, a = operation(node), walk.arguments(node)
+    if name == "pow":
+        return isinstance(a["exponent"], int | float) and a["exponent"] > 0
+    if name == "hardtanh":
+        return a["min_val"] <= 0 <= a["max_val"]
+    if name == "clamp":
+        low, high = a["min"], a["max"]
+        numbers = all(bound is None or isinstance(bound, int | float) for bound in (low, high))
+        return numbers and (low is None or low <= 0) and (high is None or high >= 0)
+    return False
+
+
+def _product(walk: Walk, node: fx.Node) -> Labels:
+    """Multiply or divide: a neuron times anything stays that neuron."""
+    a = walk.arguments(node)
+    left, right = a["self"], a["other"]
+    if operation(node) == "div" and walk.labels(right) is not None:
+        walk.ledger.shifts.append((ids(walk.labels(right)).long().numpy(), "div"))  # type: ignore[arg-type]
+    return _combine(walk, node, left, right, by_sum=False)
+
+
+def _sum(walk: Walk, node: fx.Node) -> Labels:
+    """Add, subtract or take the larger: the neurons become one."""
+    a = walk.arguments(node)
+    return _combine(walk, node, a["self"], a["other"], by_sum=True)
+
+
+def _where(walk: Walk, node: fx.Node) -> Labels:
+    a = walk.arguments(node)
+    walk.spoil([a["condition"]], "decides a branch (where)")
+    return _combine(walk, node, a["self"], a["other"], by_sum=True)
+
+
+def _masked_fill(walk: Walk, node: fx.Node) -> Labels:
+    a = walk.arguments(node)
+    labels = walk.labels(a["self"])
+    walk.spoil_others(node, a["self"])
+    if labels is None:
+        return None
+    if a["value"] != 0:
+        walk.ledger.shifts.append((ids(labels).long().numpy(), "masked_fill"))
+    return labels.expand(walk.shape(node))
+
+
+def _fused(walk: Walk, node: fx.Node) -> Labels:
+    """The forms ``self + value * a * b`` (`addcmul`) and ``lerp``."""
+    walk.spoil(node.all_input_nodes, f"passes through {operation(node)}, of which nothing is known")
+    return None
+
+
+def _nothing(_: Walk, __: fx.Node) -> Labels:
+    return None
+
+
+def _combine(walk: Walk, node: fx.Node, left: Any, right: Any, *, by_sum: bool) -> Labels:
+    shape = walk.shape(node)
+    a, b = walk.labels(left), walk.labels(right)
+    if a is None and b is None:
+        return None
+    if a is not None and b is not None:
+        return _meet(walk, _raise(a, shape), _raise(b, shape), by_sum=by_sum)
+    labels, other = (a, right) if a is not None else (b, left)
+    assert labels is not None
+    out = _raise(labels, shape)
+    if by_sum:
+        walk.ledger.shifts.append((ids(labels).long().numpy(), operation(node)))
+    if isinstance(other, fx.Node) and _changes_along(walk.shape(other), out):
+        if by_sum and walk.depends_on_data(other):
+            walk.ledger.taint(labels, "added to values that no linear layer of its own makes")
+        else:
+            _note_parameter(walk, other, labels)
+    return out
+
+
+def _raise(labels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Broadcast labels to a result's shape."""
+    return labels.expand(shape)
+
+
+def _changes_along(shape: tuple[int, ...], labels: Tensor) -> bool:
+    """Whether a tensor of this shape has a value of its own for each neuron."""
+    full = (1,) * (labels.dim() - len(shape)) + shape
+    return any(full[axis] > 1 for axis in varying(labels))
+
+
+def _note_parameter(walk: Walk, node: Any, labels: Tensor) -> None:
+    name = (list(walk.names(node)) or walk.sources(node) or [node.name])[0]
+    walk.ledger.parameters.append((name, ids(labels).long().numpy()))
+
+
+def _meet(walk: Walk, a: Tensor, b: Tensor, *, by_sum: bool) -> Tensor:
+    """Tie the neurons of two tensors position by position."""
+    along_a, along_b = set(varying(a)), set(varying(b))
+    spread_a, spread_b = bool(along_b - along_a), bool(along_a - along_b)
+    if spread_a:
+        walk.ledger.taint(a, "one value of it meets several channels of another layer")
+    if spread_b:
+        walk.ledger.taint(b, "one value of it meets several channels of another layer")
+    if not spread_a and not spread_b:
+        small_a, small_b = torch.broadcast_tensors(compact(a), compact(b))
+        walk.ledger.tie(small_a, small_b, by_sum=by_sum)
+        if by_sum and bool(((small_a == 0) ^ (small_b == 0)).any()):
+            lonely = torch.where(small_b == 0, small_a, 0) + torch.where(small_a == 0, small_b, 0)
+            walk.ledger.taint(lonely, "added to values that no linear layer of its own makes")
+        if not by_sum and bool(((small_a == 0) ^ (small_b == 0)).any()):
+            walk.ledger.parameters.append(("", ids(a).long().numpy()))
+        return overlay(a, b)
+    return a if spread_b and not spread_a else b if spread_a and not spread_b else overlay(a, b)
+
+
+POINTWISE: dict[str, Rule] = {
+    **dict.fromkeys((*_KEEP_ZERO, *_MOVE_ZERO), _unary),
+    **dict.fromkeys(("mul", "div", "multiply", "divide", "true_divide"), _product),
+    **dict.fromkeys(("add", "sub", "rsub", "maximum", "minimum", "subtract"), _sum),
+    "where": _where,
+    "masked_fill": _masked_fill,
+    "addcmul": _fused,
+    "lerp": _fused,
+    "_assert_tensor_metadata": _nothing,
+}

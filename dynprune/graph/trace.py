@@ -1,0 +1,199 @@
+"""Trace one call of a model into a flat graph of ATen operations that know their module."""
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from dynprune.errors import UsageError
+from dynprune.example import Example
+from dynprune.graph.fallback import record_one_run
+from dynprune.graph.inference import at_inference
+
+__all__ = ["Method", "Trace", "trace"]
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["export", "make_fx"]
+
+#: Instances in the traced call: with two, the batch axis cannot be mistaken for another of size 1.
+INSTANCES = 2
+
+#: Operations that are brought to simpler ones before labels walk through them.
+_DECOMPOSED = {torch.ops.aten.einsum.default}
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A model's operations for one example.
+
+    Attributes:
+        module: the graph and its constants.
+        names: node of a parameter, buffer or constant -> every name that the model has for it,
+            fully qualified. Constants without a name have an empty tuple.
+        values: node of a buffer or constant -> its value.
+        scopes: node -> innermost module that ran it ("" for the model itself).
+        inputs: nodes of the example's tensors.
+        instances: batch of the traced call.
+        batch: batch of the example that was asked for.
+        method: ``export``, or ``make_fx`` where export failed.
+        seconds: time that tracing took.
+        notes: what the reader must know to trust the trace.
+    """
+
+    module: fx.GraphModule
+    names: Mapping[fx.Node, tuple[str, ...]]
+    values: Mapping[fx.Node, Tensor]
+    scopes: Mapping[fx.Node, str]
+    inputs: frozenset[fx.Node]
+    instances: int
+    batch: int
+    method: Method
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the whole call."""
+        return self.module.graph
+
+
+def trace(model: nn.Module, example: Example) -> Trace:
+    """Record every ATen operation that ``model`` runs on ``example``, in eval mode.
+
+    Parameters are read and not changed; training flags are put back as they were.
+    `torch.export.export` is tried first. A model with data-dependent control flow fails it and is
+    recorded from one real run instead, which sees only the branch that was taken.
+
+    Args:
+        model: any module.
+        example: one call of it.
+
+    Raises:
+        UsageError: the model fails on the example.
+    """
+    start = time.perf_counter()
+    notes: list[str] = []
+    with at_inference(model):
+        failure: Exception | None = None
+        for call in _calls(example):
+            try:
+                return _exported(model, call, example.batch, start)
+            except Exception as error:
+                failure = failure or error
+        logger.debug("export failed: %s", failure)
+        notes.append(
+            "torch.export failed "
+            f"({_first_line(failure)}): traced from one run, so only the branches that this "
+            "example takes are seen"
+        )
+        for call in _calls(example):
+            try:
+                module, names, values, scopes, inputs = record_one_run(model, call)
+            except Exception as error:
+                failure = error
+                continue
+            return Trace(
+                module,
+                names,
+                values,
+                scopes,
+                inputs,
+                instances=call.batch,
+                batch=example.batch,
+                method="make_fx",
+                seconds=time.perf_counter() - start,
+                notes=tuple(notes),
+            )
+    message = f"the model fails on the example, so it cannot be traced: {_first_line(failure)}"
+    raise UsageError(message) from failure
+
+
+def _calls(example: Example) -> list[Example]:
+    """The calls to try: at batch two, then as given."""
+    return [example.batched(INSTANCES)] + ([example] if example.batch != INSTANCES else [])
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+
+
+def _exported(model: nn.Module, call: Example, batch: int, start: float) -> Trace:
+    program = torch.export.export(model, call.args, dict(call.kwargs), strict=False)
+    operations = {node.target for node in program.graph.nodes}
+    if operations & _DECOMPOSED or any(_mutates(node) for node in program.graph.nodes):
+        table = torch.export.default_decompositions()
+        program = program.run_decompositions({op: table[op] for op in operations & _DECOMPOSED})
+    signature = program.graph_signature
+    targets: dict[str, str] = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    aliases = _aliases(model)
+    known: dict[str, Tensor] = {
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **{k: v for k, v in program.constants.items() if isinstance(v, Tensor)},
+    }
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names: dict[fx.Node, tuple[str, ...]] = {}
+    values: dict[fx.Node, Tensor] = {}
+    inputs = set()
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        target = targets.get(node.name)
+        if target is None:
+            inputs.add(node)
+            continue
+        tensor = parameters.get(target, known.get(target))
+        names[node] = aliases.get(id(tensor), (target,))
+        if target in known:
+            values[node] = known[target]
+    return Trace(
+        program.graph_module,
+        names,
+        values,
+        dict(_scopes(program.graph_module)),
+        frozenset(inputs),
+        instances=call.batch,
+        batch=batch,
+        method="export",
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _mutates(node: fx.Node) -> bool:
+    """Whether a node changes an argument in place so that its channels could change."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and len(node.all_input_nodes) > 1
+
+
+def _scopes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
+    """The innermost module of every node, nested graphs included."""
+    for child in module.modules():
+        if isinstance(child, fx.GraphModule):
+            for node in child.graph.nodes:
+                stack = node.meta.get("nn_module_stack") or {}
+                name = next(reversed(stack.values()))[0] if stack else ""
+                # A second call of a module is marked with @1 behind its name.
+                yield node, re.sub(r"@\d+", "", name)
+
+
+def _aliases(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """Identity of a parameter or buffer -> all its names."""
+    found: dict[int, tuple[str, ...]] = {}
+    named = chain(
+        model.named_parameters(remove_duplicate=False),
+        model.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in named:
+        found[id(tensor)] = (*found.get(id(tensor), ()), name)
+    return found

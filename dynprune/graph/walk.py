@@ -1,0 +1,287 @@
+"""Walk channel labels through a traced graph, one rule for each kind of operation."""
+
+import inspect
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from dynprune.graph.labels import tidy
+from dynprune.graph.ledger import Ids, Layer, Ledger, Product
+from dynprune.graph.trace import Trace
+
+__all__ = ["Labels", "Rule", "Walk", "operation"]
+
+#: Labels of a value: a tensor, several for a tuple, or None where no neuron stands.
+Labels = Tensor | list[Tensor | None] | None
+Rule = Callable[["Walk", fx.Node], Labels]
+
+#: Operations that may stand inside a linear layer beside its one product.
+_REARRANGE = {
+    "alias", "clone", "contiguous", "detach", "expand", "flatten", "permute", "reshape",
+    "squeeze", "t", "to", "_to_copy", "transpose", "unflatten", "unsqueeze", "view",
+    "_unsafe_view", "_assert_tensor_metadata", "type_as", "numpy_T",
+}  # fmt: skip
+_PRODUCTS = {
+    "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul",
+    "mm", "batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "native_batch_norm", "mkldnn_rnn_layer",
+}  # fmt: skip
+
+
+def operation(node: fx.Node) -> str:
+    """The plain name of a node's ATen operation, without namespace, overload or underscore."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return getattr(node.target, "__name__", str(node.target))
+    namespace, _, name = schema.name.partition("::")
+    if namespace != "aten":
+        return str(schema.name)
+    return name[:-1] if schema.is_mutable and name.endswith("_") else name
+
+
+class Walk:
+    """One pass of labels through a trace.
+
+    Args:
+        trace: the graph.
+        rules: operation -> what it does to labels.
+
+    Attributes:
+        ledger: what was found.
+    """
+
+    def __init__(self, trace: Trace, rules: Mapping[str, Rule]) -> None:
+        self.trace = trace
+        self.rules = rules
+        self.ledger = Ledger()
+        self._labels: dict[fx.Node, Labels] = {}
+        self._names: dict[fx.Node, tuple[str, ...]] = dict(trace.names)
+        self._from_data: set[fx.Node] = set(trace.inputs)
+        self._operations: dict[str, list[str]] = defaultdict(list)
+        for node, scope in trace.scopes.items():
+            if node.op == "call_function":
+                parts = scope.split(".")
+                for end in range(1, len(parts) + 1):
+                    self._operations[".".join(parts[:end])].append(operation(node))
+
+    def run(self) -> Ledger:
+        """Walk the whole graph."""
+        self._graph(self.trace.module, [])
+        return self.ledger
+
+    # -- what rules ask of a node
+
+    def labels(self, node: Any) -> Tensor | None:
+        """Labels of a tensor argument; None for anything else."""
+        found = self._labels.get(node) if isinstance(node, fx.Node) else None
+        return found if isinstance(found, Tensor) else None
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a node's tensor."""
+        return tuple(int(size) for size in node.meta["val"].shape)
+
+    def arguments(self, node: fx.Node) -> dict[str, Any]:
+        """A node's arguments by their names in the operation's schema."""
+        bound: dict[str, Any] = {}
+        for place, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+            if place < len(node.args):
+                bound[argument.name] = node.args[place]
+            elif argument.name in node.kwargs:
+                bound[argument.name] = node.kwargs[argument.name]
+            else:
+                bound[argument.name] = argument.default_value
+        return bound
+
+    def depends_on_data(self, node: fx.Node) -> bool:
+        """Whether a value depends on the example's tensors rather than on weights alone."""
+        return node in self._from_data
+
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """The value of a buffer or constant."""
+        return self.trace.values.get(node)
+
+    def names(self, node: Any) -> tuple[str, ...]:
+        """All names of a parameter or buffer, seen through casts."""
+        while isinstance(node, fx.Node) and node not in self._names:
+            if node.op != "call_function" or operation(node) not in {
+                "to", "_to_copy", "detach", "alias", "contiguous", "clone",
+            }:  # fmt: skip
+                return ()
+            node = node.args[0]
+        return self._names.get(node, ())
+
+    def sources(self, node: fx.Node) -> list[str]:
+        """Names of the parameters and buffers that a value is computed from."""
+        seen: set[fx.Node] = set()
+        found: list[str] = []
+        todo = [node]
+        while todo:
+            here = todo.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            found += self._names.get(here, ())[:1]
+            todo += here.all_input_nodes
+        return found
+
+    def scope(self, node: fx.Node) -> str:
+        """The innermost module that ran a node."""
+        return self.trace.scopes.get(node, "")
+
+    # -- what rules report
+
+    def spoil(self, nodes: Iterable[Any], reason: str) -> None:
+        """Taint the labels of these arguments."""
+        for node in nodes:
+            found = self._labels.get(node) if isinstance(node, fx.Node) else None
+            for labels in found if isinstance(found, list) else [found]:
+                self.ledger.taint(labels, reason)
+
+    def spoil_others(self, node: fx.Node, *handled: Any) -> None:
+        """Taint every labelled argument that a rule does not handle."""
+        others = [n for n in node.all_input_nodes if not any(n is h for h in handled)]
+        self.spoil(others, f"used in an unexpected place of {operation(node)}")
+
+    def product(
+        self,
+        node: fx.Node,
+        op: str,
+        macs: int,
+        out: Tensor | None = None,
+        contraction: Tensor | None = None,
+    ) -> None:
+        """Count a multiply-add-bearing operation, for the example's own batch."""
+        if node in self._from_data:
+            macs = macs * self.trace.batch // self.trace.instances
+
+        def array(labels: Tensor | None) -> Ids | None:
+            return None if labels is None else labels.reshape(-1).long().numpy()
+
+        entry = Product(self.scope(node), op, macs, array(out), array(contraction))
+        self.ledger.products.append(entry)
+
+    def layer(self, node: fx.Node, weight: Any, inputs: int, outputs: int) -> Layer:
+        """The layer that a product with a weight belongs to, with its faults."""
+        names = self.names(weight)
+        scope = self.scope(node)
+        owner, faults = self._owner(names, scope)
+        layer = self.ledger.layer(names[0] if names else f"%{node.name}", owner, inputs, outputs)
+        layer.faults += [fault for fault in faults if fault not in layer.faults]
+        if names:
+            scopes = self._readers(weight)
+            if any(reader != owner for reader in scopes if reader not in self._owners(names)):
+                fault = f"the weight of {owner} is also read outside of it"
+                layer.faults += [] if fault in layer.faults else [fault]
+            calls = scopes.count(scope)
+            if calls > 1 and not layer.faults:
+                layer.faults.append(f"{owner} is called {calls} times")
+        return layer
+
+    def own_module(self, node: fx.Node, weight: Any) -> str | None:
+        """The module whose only work is this node, if there is one and it runs once."""
+        owner, faults = self._owner(self.names(weight), self.scope(node))
+        once = not faults and self._readers(weight).count(owner) == len(self._readers(weight)) == 1
+        return owner if once else None
+
+    def _owners(self, names: tuple[str, ...]) -> set[str]:
+        return {name.rpartition(".")[0] for name in names}
+
+    def _owner(self, names: tuple[str, ...], scope: str) -> tuple[str, list[str]]:
+        if not names:
+            return scope, [f"the weight that {scope or 'the model'} uses is computed, not stored"]
+        owned = [name for name in names if name.rpartition(".")[0] == scope]
+        if not owned:
+            owner = names[0].rpartition(".")[0]
+            return owner, [
+                f"the weight of {owner} is read outside of it, by {scope or 'the model'}"
+            ]
+        leaf = owned[0].rpartition(".")[2]
+        if leaf not in {"weight", "running_mean"}:
+            return scope, [f"{scope} holds its weight as {leaf}, so it is no linear layer"]
+        inside = [op for op in self._operations[scope] if op not in _REARRANGE]
+        if not scope or any(op not in _PRODUCTS for op in inside):
+            return scope, [f"{scope or 'the model'} does more than one linear map"]
+        return scope, []
+
+    def _readers(self, weight: fx.Node) -> list[str]:
+        """The innermost module of every operation that reads a weight, casts aside."""
+        readers: list[str] = []
+        todo = [n for n, names in self._names.items() if names and names == self.names(weight)]
+        while todo:
+            node = todo.pop()
+            for user in node.users:
+                if user.op == "output":
+                    continue
+                if operation(user) in {"to", "_to_copy", "detach", "alias", "t", "contiguous"}:
+                    todo.append(user)
+                elif operation(user) not in {"_assert_tensor_metadata"}:
+                    readers.append(self.scope(user))
+        return readers
+
+    # -- the walk itself
+
+    def _graph(self, module: fx.GraphModule, operands: list[Any]) -> list[Tensor | None]:
+        last_use: dict[fx.Node, fx.Node] = {}
+        for node in module.graph.nodes:
+            for used in node.all_input_nodes:
+                last_use[used] = node
+        dying: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        for used, node in last_use.items():
+            dying[node].append(used)
+        given = iter(operands)
+        for node in module.graph.nodes:
+            if node.op == "placeholder" and operands:
+                source = next(given)
+                self._labels[node] = self._labels.get(source)
+                self._names[node] = self.names(source)
+                if source in self._from_data:
+                    self._from_data.add(node)
+            elif node.op == "output":
+                if operands:
+                    outputs = node.args[0]
+                    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+                    return [self.labels(out) for out in outputs]
+                self.spoil(node.all_input_nodes, "returned as an output of the model")
+            elif node.op == "call_function":
+                if any(used in self._from_data for used in node.all_input_nodes):
+                    self._from_data.add(node)
+                self._labels[node] = self._step(module, node)
+            for used in dying[node]:
+                if used.op == "call_function":
+                    self._labels.pop(used, None)
+        return []
+
+    def _step(self, module: fx.GraphModule, node: fx.Node) -> Labels:
+        if node.target is operator.getitem:
+            found = self._labels.get(node.args[0])  # type: ignore[arg-type]
+            return found[node.args[1]] if isinstance(found, list) else None  # type: ignore[index]
+        body = self._body(module, node)
+        if body is not None:
+            return self._graph(*body)
+        name = operation(node)
+        rule = self.rules.get(name)
+        if rule is None or not hasattr(node.target, "_schema"):
+            labelled = [n for n in node.all_input_nodes if self._labels.get(n) is not None]
+            self.spoil(labelled, f"passes through {name}, of which nothing is known")
+            return None
+        found = rule(self, node)
+        if isinstance(found, Tensor):
+            return tidy(found) if bool(found.any()) else None
+        if isinstance(found, list):
+            return [tidy(f) if f is not None and bool(f.any()) else None for f in found]
+        return None
+
+    def _body(
+        self, module: fx.GraphModule, node: fx.Node
+    ) -> tuple[fx.GraphModule, list[Any]] | None:
+        """The nested graph of a node that only wraps one (autocast, grad mode), and its inputs."""
+        for place, argument in enumerate(node.args):
+            if isinstance(argument, fx.Node) and argument.op == "get_attr":
+                nested = inspect.getattr_static(module, str(argument.target), None)
+                nested = nested or module._modules.get(str(argument.target))
+                if isinstance(nested, fx.GraphModule) and place + 1 < len(node.args):
+                    return nested, list(node.args[place + 1 :])
+        return None
