@@ -121,9 +121,14 @@ class DynamicLinear(nn.Module):
         """Compute what the gates of this input ask for."""
         if self.layout == "pointwise":
             x = x.movedim(1, -1)
+        for port in self.reads:
+            if port.gate.running == "masked":
+                x = self._mask_input(x, port)
+        reads = [p for p in self.reads if p.gate.running != "masked"]
+        whole = self._widened(x, reads) if reads and self.gates else x
         for gate in self.gates.values():
-            self._select(gate, x)
-        y = self._product(x)
+            self._select(gate, whole)
+        y = self._product(x, reads)
         return y.movedim(-1, 1) if self.layout == "pointwise" else y
 
     def _select(self, gate: nn.Module, x: Tensor) -> None:
@@ -136,11 +141,7 @@ class DynamicLinear(nn.Module):
             tokens = F.linear(mean, self.matrix, self.bias)[:, None]
         gate.select(tokens)
 
-    def _product(self, x: Tensor) -> Tensor:
-        for port in self.reads:
-            if port.gate.running == "masked":
-                x = self._mask_input(x, port)
-        reads = [p for p in self.reads if p.gate.running != "masked"]
+    def _product(self, x: Tensor, reads: Sequence[Port]) -> Tensor:
         makes = [p for p in self.makes if p.gate.running != "masked"]
         if not reads and not makes:
             y = F.linear(x, self.matrix, self.bias)
@@ -225,6 +226,29 @@ class DynamicLinear(nn.Module):
         positions = keep.to(torch.uint8).topk(kept, dim=1).indices.sort(dim=1).values
         return positions, value.gather(1, positions), mean.gather(1, positions)
 
+    def _narrowed(self, x: Tensor, ports: Sequence[Port], columns: Tensor) -> Tensor:
+        """Give the kept columns (B, T, P) of an input that may still be full width."""
+        tokens = to_instances(x, columns.shape[0], ports[0].gate.layout)
+        if any(port.gate.running == "scatter" for port in ports):
+            return tokens.gather(2, columns[:, None].expand(-1, tokens.shape[1], -1))
+        return tokens
+
+    def _widened(self, x: Tensor, ports: Sequence[Port]) -> Tensor:
+        """Give the full-width masked input that this layer's own gates choose by."""
+        columns, value, mean = self._positions(ports, self.in_features)
+        tokens = self._narrowed(x, ports, columns)
+        if mean is not None:
+            tokens = tokens - mean[:, None]
+        if value is not None:
+            tokens = tokens * value[:, None]
+        full = tokens.new_zeros(*tokens.shape[:-1], self.in_features)
+        full = full.scatter(2, columns[:, None].expand(-1, tokens.shape[1], -1), tokens)
+        for port in ports:
+            if port.gate.mean is not None:
+                stand = self._spread(port.gate.mean[None], port, self.in_features, 0.0)
+                full = full + stand[:, None]
+        return from_instances(full, x, ports[0].gate.layout)
+
     def _gathered(self, x: Tensor, reads: Sequence[Port], makes: Sequence[Port]) -> Tensor:
         gate = (*makes, *reads)[0].gate
         layout: InstanceLayout = gate.layout
@@ -235,9 +259,10 @@ class DynamicLinear(nn.Module):
             rows, row_value, _ = self._positions(makes, out_features)
         if reads:
             columns, column_value, column_mean = self._positions(reads, in_features)
-        tokens = to_instances(x, batch, layout)
-        if columns is not None and any(p.gate.running == "scatter" for p in reads):
-            tokens = tokens.gather(2, columns[:, None].expand(-1, tokens.shape[1], -1))
+        if columns is None:
+            tokens = to_instances(x, batch, layout)
+        else:
+            tokens = self._narrowed(x, reads, columns)
         weight, offset = self._gather_weights(rows, columns)
         if column_value is not None:
             weight = weight * column_value[:, :, None]

@@ -1,0 +1,275 @@
+"""The flow from a model to a gated student and its training, one step a function."""
+
+import copy
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from dynprune.data import SegmentationData, TrainingBatches, normalise
+from dynprune.distill.journal import Record
+from dynprune.distill.trainer import train
+from dynprune.errors import NoMatchError
+from dynprune.evaluate import evaluate
+from dynprune.example import Example
+from dynprune.gate import (
+    GateConfig,
+    GroupPlan,
+    attached,
+    calibrate,
+    gate_model,
+    is_gated,
+    plan_groups,
+    remove,
+    start_from_weights,
+)
+from dynprune.graph import find_groups
+from dynprune.models import LoadedModel
+from dynprune.provenance import Provenance, provenance_of, set_provenance
+from dynprune.recipe import Recipe, dump_recipe
+from dynprune.recipe.build import (
+    batch_arguments,
+    gate_configs,
+    picture_arguments,
+    training_arguments,
+)
+from dynprune.rewrite import rewrite, undo
+from dynprune.save import write_model
+
+__all__ = [
+    "Inspection",
+    "apply_recipe",
+    "calibration_calls",
+    "distill",
+    "inspect_model",
+    "make_teacher",
+    "restore",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_model` found, and what gating would do.
+
+    Attributes:
+        model: its name.
+        plans: every neuron group with the mode in which it would run.
+        trace_seconds: time that tracing and grouping took.
+        notes: what a user should know of how the model was traced.
+    """
+
+    model: str
+    plans: tuple[GroupPlan, ...]
+    trace_seconds: float
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the JSON document of ``dynprune inspect --json``."""
+        return {
+            "model": self.model,
+            "groups": [
+                {
+                    "name": plan.group.name,
+                    "kind": plan.group.kind,
+                    "producers": [c.module for c in plan.group.producers],
+                    "consumers": [c.module for c in plan.group.consumers],
+                    "carriers": [c.module for c in plan.group.carriers],
+                    "neurons": plan.group.neurons,
+                    "heads": plan.group.heads,
+                    "mode": plan.mode,
+                    "reason": plan.reason,
+                }
+                for plan in self.plans
+            ],
+            "trace_seconds": self.trace_seconds,
+            "notes": list(self.notes),
+        }
+
+
+def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspection:
+    """Find the neuron groups of a model and settle how each would run; changes nothing.
+
+    Args:
+        loaded: the model; a gated one tells what was done to it.
+        recipe: whose targets and rewrites count; every group is a target where None.
+
+    Raises:
+        NoMatchError: where a target or ignore pattern of the recipe matches nothing.
+    """
+    model = loaded.module
+    if is_gated(model):
+        return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
+    if recipe is not None and recipe.rewrite:
+        rewrite(model, loaded.example, recipe.rewrite)
+    try:
+        grouping = find_groups(model, loaded.example)
+        if recipe is None:
+            configs = {g.name: GateConfig() for g in grouping.groups}
+        else:
+            configs = gate_configs(recipe, grouping.groups)
+        plans = plan_groups(model, loaded.example, grouping.groups, configs)
+    finally:
+        undo(model)
+    return Inspection(loaded.name, tuple(plans), grouping.seconds, tuple(grouping.notes))
+
+
+def apply_recipe(
+    loaded: LoadedModel, recipe: Recipe, *, calibration: Iterable[Example] | None = None
+) -> nn.Module:
+    """Rewrite and gate a dense model, in place.
+
+    Args:
+        loaded: the dense model.
+        recipe: its ``rewrite``, ``apply`` and ``sparsity`` are carried out.
+        calibration: inputs from which order, means and predictors start; the weights alone give
+            an order where None.
+
+    Returns:
+        ``loaded.module``, gated and in eval mode. Where anything fails it is as it was.
+
+    Raises:
+        NoMatchError: where a target matches nothing, or no group at all can be gated.
+    """
+    model = loaded.module
+    rewrites = rewrite(model, loaded.example, recipe.rewrite)
+    try:
+        grouping = find_groups(model, loaded.example)
+        configs = gate_configs(recipe, grouping.groups)
+        record = gate_model(
+            model, loaded.example, grouping.groups, configs, seed=recipe.runtime.seed
+        )
+        refused = [plan for plan in record.plans if plan.mode == "refused"]
+        if len(refused) == len(record.plans):
+            reasons = sorted({plan.reason or "" for plan in refused})
+            raise NoMatchError(
+                f"No neuron group of {loaded.name} can be gated: {'; '.join(reasons[:3])}. "
+                "Run dynprune inspect to see them all."
+            )
+        start_from_weights(model)
+        if calibration is not None and recipe.apply.gate.start == "informed":
+            count = calibrate(model, calibration)
+            logger.info("Calibrated the gates on %d inputs.", count)
+        elif recipe.apply.gate.start == "informed":
+            logger.warning(
+                "No data was given: neurons are ordered by their weights and skipped ones stand "
+                "at zero. Give --data to calibrate."
+            )
+    except BaseException:
+        if is_gated(model):
+            remove(model)
+        undo(model)
+        raise
+    set_provenance(
+        model,
+        Provenance(
+            source=loaded.source,
+            name=loaded.name,
+            input_shape=tuple(loaded.example.tensors[0].shape),
+            classes=loaded.classes,
+            rewrites=tuple(rewrites),
+            recipe=dump_recipe(recipe),
+        ),
+    )
+    return model.eval()
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Take gates and rewrites out of a model, in place: what is left is dense.
+
+    Returns:
+        The model. Untrained, it is the one that was gated, bit for bit; trained, it is the dense
+        model with the student's weights.
+    """
+    if is_gated(model):
+        remove(model)
+    undo(model)
+    known = provenance_of(model)
+    set_provenance(model, replace(known, rewrites=(), recipe=None))
+    return model
+
+
+def calibration_calls(
+    data: SegmentationData, recipe: Recipe, *, device: str = "cpu"
+) -> Iterator[Example]:
+    """Give the calls that calibration runs: pictures at full size, evenly over the data."""
+    count = min(recipe.apply.calibration.images, len(data))
+    pictures = picture_arguments(recipe)
+    for position in range(count):
+        image, _ = data.load(position * len(data) // count)
+        yield Example((normalise(image[None].to(device), pictures["mean"], pictures["std"]),))
+
+
+def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
+    """Give a frozen copy of a dense model in its rewritten, cheaper form."""
+    teacher = copy.deepcopy(loaded.module)
+    rewrite(teacher, loaded.example, rewrites)
+    return teacher.eval().requires_grad_(False)
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    recipe: Recipe,
+    *,
+    training: SegmentationData,
+    validation: SegmentationData,
+    output: Path,
+    resume: bool = False,
+    only: str | None = None,
+    device: str | None = None,
+) -> Iterator[Record]:
+    """Train a gated student by the recipe's stages, and write it at the end.
+
+    Args:
+        student: as `apply_recipe` gave it; trained in place.
+        teacher: as `make_teacher` gave it.
+        recipe: its training sections are carried out.
+        training: pictures that are learnt from.
+        validation: pictures that the run is judged by.
+        output: directory of the checkpoints, the records and, at the end, the student.
+        resume: continue from the latest checkpoint in ``output``.
+        only: the one stage to run.
+        device: where to train; accelerate's choice where None.
+
+    Yields:
+        The records of `dynprune.distill.train`.
+    """
+    arguments = training_arguments(recipe, device=device)
+    batches = TrainingBatches(training, **batch_arguments(recipe))
+    pictures = picture_arguments(recipe)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        where = next(model.parameters()).device
+        result = evaluate(model, validation, device=where, **pictures)
+        return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
+
+    facts = {"recipe": recipe.to_data(), "data": [str(training.root.name), len(training)]}
+    yield from train(
+        student,
+        teacher,
+        batches.__getitem__,
+        validate=validate,
+        output=output,
+        resume=resume,
+        only=only,
+        fingerprint=facts,
+        **arguments,
+    )
+    write_into(student, output)
+
+
+def write_into(model: nn.Module, directory: Path) -> None:
+    """Write a model's files into a directory that holds other things, each file at one stroke."""
+    with TemporaryDirectory(prefix=".model-", dir=directory) as beside:
+        write_model(model, Path(beside))
+        for path in sorted(Path(beside).iterdir()):
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+            path.replace(directory / path.name)

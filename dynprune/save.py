@@ -1,0 +1,192 @@
+"""Write a model as safetensors with a manifest, and load it where only the package is."""
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
+from torch import nn
+
+from dynprune.errors import DynpruneError, InputError
+from dynprune.files import written_directory
+from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
+from dynprune.models import MANIFEST, ModelSource, build
+from dynprune.provenance import Provenance, provenance_of, set_provenance
+from dynprune.rewrite import Rewrite, reapply
+
+__all__ = ["environment", "load", "save", "write_model"]
+
+SCHEMA = "dynprune/1"
+WEIGHTS = "model.safetensors"
+MOST_BYTES = 64 << 20  # of a manifest
+
+
+def save(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    provenance: Provenance | None = None,
+) -> Path:
+    """Write a model to a directory that `load` reads, whole or not at all.
+
+    Args:
+        model: gated, rewritten or dense.
+        directory: new or empty.
+        overwrite: replace what is in it.
+        provenance: where the model came from; by default what is known of it.
+
+    Raises:
+        OutputError: where the directory cannot be written.
+        UsageError: where it is not known how to build the model again.
+    """
+    directory = Path(directory)
+    if provenance is not None:
+        set_provenance(model, provenance)
+    with written_directory(directory, overwrite=overwrite) as beside:
+        write_model(model, beside)
+    return directory
+
+
+def write_model(model: nn.Module, directory: Path) -> None:
+    """Write a model's files into an existing directory."""
+    provenance = provenance_of(model)
+    plans = attached(model).plans if is_gated(model) else ()
+    manifest = {
+        "schema": SCHEMA,
+        "name": provenance.name,
+        "source": provenance.source.to_json(),
+        "input": list(provenance.input_shape),
+        "classes": list(provenance.classes),
+        "rewrites": [record.to_json() for record in provenance.rewrites],
+        "groups": [plan.to_json() for plan in plans],
+        "prune_ratios": {name: gate.prune_ratio for name, gate in gates(model).items()},
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": _versions(),
+    }
+    save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt", "writer": "dynprune"})
+    _write_json(directory / MANIFEST, manifest)
+    _write_json(directory / "environment.json", environment())
+    if provenance.source.kind == "transformers":
+        config = {"architectures": [provenance.source.architecture]}
+        _write_json(directory / "config.json", {**(provenance.source.config or {}), **config})
+    if provenance.recipe is not None:
+        (directory / "recipe.yaml").write_text(provenance.recipe, encoding="utf-8")
+
+
+def load(
+    directory: str | Path, *, factory: Callable[[], nn.Module] | str | None = None
+) -> nn.Module:
+    """Load what `save` wrote: no tracing, no recipe and no training code takes part.
+
+    Args:
+        directory: that `save` wrote.
+        factory: the function that makes the architecture, for a model that is not from
+            transformers; code that a file names is never run.
+
+    Returns:
+        The model in eval mode; a gated one runs compactly.
+
+    Raises:
+        InputError: where files are missing, damaged or do not belong together.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    try:
+        provenance = _read_provenance(manifest, directory)
+        plans = [GroupPlan.from_json(record) for record in manifest["groups"]]
+        ratios = {str(name): float(r) for name, r in manifest["prune_ratios"].items()}
+        dtype = getattr(torch, str(manifest["dtype"]))
+        model = build(provenance.source, factory=factory).to(dtype)
+        reapply(model, provenance.rewrites)
+        if plans:
+            inject(model, plans)
+            for name, ratio in ratios.items():
+                gates(model)[name].set_prune_ratio(ratio)
+    except InputError:
+        raise
+    except (DynpruneError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{directory / MANIFEST} does not describe a model that can be built: "
+            f"{type(error).__name__}: {error}. Write it again with dynprune apply."
+        ) from error
+    _load_weights(model, directory / WEIGHTS)
+    set_provenance(model, provenance)
+    return model.eval()
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read and check the outline of a directory's manifest.
+
+    Raises:
+        InputError: where it is missing, too large, or no manifest of this version.
+    """
+    path = directory / MANIFEST
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path} is larger than any manifest: {path.stat().st_size} bytes.")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise InputError(f"{path} has schema {found!r}; this dynprune reads {SCHEMA!r}.")
+    return manifest
+
+
+def environment() -> dict[str, Any]:
+    """Tell what a result was made with: versions, processor and threads."""
+    return {
+        **_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("dynprune", "torch", "transformers", "safetensors"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance:
+    recipe = directory / "recipe.yaml"
+    return Provenance(
+        source=ModelSource.from_json(manifest["source"]),
+        name=str(manifest["name"]),
+        input_shape=tuple(int(n) for n in manifest["input"]),
+        classes=tuple(str(name) for name in manifest["classes"]),
+        rewrites=tuple(Rewrite.from_json(record) for record in manifest["rewrites"]),
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+    )
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is missing; the directory is not complete.")
+    try:
+        load_weights(model, str(path))
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path} is damaged or belongs to another model: {first[:200]}. "
+            "Copy the directory again, or write it again with dynprune apply."
+        ) from error
+
+
+def _write_json(path: Path, record: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=1, sort_keys=False) + "\n", encoding="utf-8")
