@@ -1,6 +1,7 @@
 """Walk channel labels through a traced graph, one rule for each kind of operation."""
 
 import inspect
+import logging
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,8 @@ from dynprune.graph.ledger import Ids, Layer, Ledger, Product
 from dynprune.graph.trace import Trace
 
 __all__ = ["Labels", "Rule", "Walk", "operation"]
+
+logger = logging.getLogger(__name__)
 
 #: Labels of a value: a tensor, several for a tuple, or None where no neuron stands.
 Labels = Tensor | list[Tensor | None] | None
@@ -267,7 +270,13 @@ class Walk:
             labelled = [n for n in node.all_input_nodes if self._labels.get(n) is not None]
             self.spoil(labelled, f"passes through {name}, of which nothing is known")
             return None
-        found = rule(self, node)
+        try:
+            found = rule(self, node)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            # An operation in a form that its rule does not foresee must refuse, never crash.
+            logger.debug("no rule for %s", node.format_node(), exc_info=True)
+            self.spoil(node.all_input_nodes, f"passes through {name} in an unknown form")
+            return None
         if isinstance(found, Tensor):
             return tidy(found) if bool(found.any()) else None
         if isinstance(found, list):

@@ -62,7 +62,7 @@ def _literal(walk: Walk, node: fx.Node) -> Labels:
 
 def _cat(parts: list[Tensor], dim: int = 0) -> Tensor:
     """Concatenate, at no cost in memory where all parts are labelled alike."""
-    parts = [tidy(part) for part in parts if part.dim() > 1 or part.numel()]
+    parts = [tidy(part) for part in parts if part.numel()]
     dim %= parts[0].dim()
     length = sum(part.shape[dim] for part in parts)
     fronts = [part.narrow(dim, 0, 1) for part in parts]
