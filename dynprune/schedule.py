@@ -90,9 +90,12 @@ class PruneSchedule:
             raise UsageError(f"end_share={self.end_share} must lie between 0 and 1")
 
     def end(self, steps: int) -> float:
-        """Give the step, of ``steps`` in all, at which the final ratio is reached."""
+        """Give the step, of ``steps`` in all, at which the final ratio is reached.
+
+        A run shorter than ``end_step`` reaches it with its last step.
+        """
         if self.end_step is not None:
-            return self.end_step
+            return min(self.end_step, steps)
         return steps * (0.5 if self.end_share is None else self.end_share)
 
     def fraction(self, step: int, steps: int) -> float:

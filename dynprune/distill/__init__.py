@@ -1,1 +1,32 @@
-"""Train a gated student against its dense teacher."""
+"""Train a pruned student to do what its dense teacher does."""
+
+from dynprune.distill.batches import Batch, BatchSource, SharedSource
+from dynprune.distill.checkpoint import Checkpoint, CheckpointStore
+from dynprune.distill.features import Observed, Observer
+from dynprune.distill.interrupt import Interrupted
+from dynprune.distill.journal import Record
+from dynprune.distill.optimizer import AdamW
+from dynprune.distill.run import Reporting, Validate
+from dynprune.distill.stage import LossTerm, Penalty, StagePlan
+from dynprune.distill.step import Execution
+from dynprune.distill.trainer import train
+
+__all__ = [
+    "AdamW",
+    "Batch",
+    "BatchSource",
+    "Checkpoint",
+    "CheckpointStore",
+    "Execution",
+    "Interrupted",
+    "LossTerm",
+    "Observed",
+    "Observer",
+    "Penalty",
+    "Record",
+    "Reporting",
+    "SharedSource",
+    "StagePlan",
+    "Validate",
+    "train",
+]

@@ -1,0 +1,165 @@
+"""A model's logits and stage features from one forward pass, without a change to the model."""
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynprune.errors import UsageError
+from dynprune.logits import logits_of
+from dynprune.rewrite.folded import FoldedDecoder
+
+__all__ = ["ENCODER_STAGES", "LOGITS", "Observed", "Observer"]
+
+ENCODER_STAGES = "encoder_stages"
+LOGITS = "logits"
+
+
+@dataclass
+class Observed:
+    """What one forward pass showed.
+
+    Attributes:
+        logits: the model's, or None where nobody asked for them.
+        features: by place (``encoder_stages``, or a ``re:`` pattern) the maps found there.
+    """
+
+    logits: Tensor | None = None
+    features: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def at(self, place: str) -> list[Tensor]:
+        """Give the maps at a place; at ``logits`` they are the logits alone."""
+        if place == LOGITS:
+            assert self.logits is not None
+            return [self.logits]
+        return self.features[place]
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: all that was asked for has been seen
+    """Ends a forward pass early."""
+
+
+class Observer:
+    """Runs a model and shows its logits and the features at the places asked for.
+
+    ``encoder_stages`` are the stage maps that a :class:`FoldedDecoder` reads, where the model has
+    one; else the ``hidden_states`` that a transformers model returns on request. ``re:PATTERN``
+    are the outputs of the modules whose full name matches, in the model's order.
+
+    Where only the maps of a folded decoder are asked for, the pass ends there: a stage that
+    learns from features alone does not pay for the decoder.
+
+    Args:
+        model: of one positional argument; it is hooked during calls alone.
+        places: ``logits``, ``encoder_stages``, ``re:PATTERN``.
+
+    Raises:
+        UsageError: if a pattern matches no module, or is not a pattern.
+
+    Example:
+        >>> Observer(nn.Sequential(nn.ReLU()), {"re:0"})(-torch.ones(1)).features
+        {'re:0': [tensor([0.])]}
+    """
+
+    def __init__(self, model: nn.Module, places: Collection[str]) -> None:
+        self.model = model
+        self.places = frozenset(places)
+        self._decoders = [m for m in model.modules() if isinstance(m, FoldedDecoder)]
+        self._patterns = {
+            place: _matching(model, place)
+            for place in sorted(self.places - {LOGITS, ENCODER_STAGES})
+        }
+        self._stops_early = self.places == {ENCODER_STAGES} and len(self._decoders) == 1
+
+    def __call__(self, images: Tensor) -> Observed:
+        """Run the model on ``images``.
+
+        Raises:
+            UsageError: if ``encoder_stages`` are asked for and the model does not show them.
+        """
+        seen = Observed(features={place: [] for place in self.places - {LOGITS}})
+        asks = ENCODER_STAGES in self.places and not self._decoders
+        with self._hooked(seen):
+            try:
+                output = self._run(images, asks)
+            except _Reached:
+                return seen
+        if asks:
+            seen.features[ENCODER_STAGES] = _hidden_states(output, self.model)
+        if LOGITS in self.places:
+            seen.logits = logits_of(output)
+        return seen
+
+    def _run(self, images: Tensor, asks: bool) -> Any:
+        if not asks:
+            return self.model(images)
+        try:
+            return self.model(images, output_hidden_states=True)
+        except TypeError as error:
+            if "output_hidden_states" not in str(error):
+                raise
+            raise UsageError(_no_stages(self.model)) from error
+
+    @contextmanager
+    def _hooked(self, seen: Observed) -> Iterator[None]:
+        with ExitStack() as stack:
+            if ENCODER_STAGES in self.places:
+                for decoder in self._decoders:
+                    hook = _reads_stages(seen.features[ENCODER_STAGES], self._stops_early)
+                    handle = decoder.register_forward_pre_hook(hook, with_kwargs=True)
+                    stack.callback(handle.remove)
+            for place, modules in self._patterns.items():
+                for module in modules:
+                    handle = module.register_forward_hook(_keeps(seen.features[place]))
+                    stack.callback(handle.remove)
+            yield
+
+
+def _reads_stages(maps: list[Tensor], last: bool) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(module, FoldedDecoder)
+        maps.extend(module.stage_maps(args, kwargs))
+        if last:
+            raise _Reached
+
+    return hook
+
+
+def _keeps(maps: list[Tensor]) -> Callable[..., None]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        maps.append(output if isinstance(output, Tensor) else logits_of(output))
+
+    return hook
+
+
+def _matching(model: nn.Module, place: str) -> list[nn.Module]:
+    if not place.startswith("re:"):
+        raise UsageError(
+            f"features on {place!r}: write {ENCODER_STAGES!r}, {LOGITS!r} or 're:PATTERN' for the "
+            "modules whose full name matches"
+        )
+    try:
+        pattern = re.compile(place[3:])
+    except re.error as error:
+        raise UsageError(f"features on {place!r}: not a regular expression: {error}") from error
+    found = [module for name, module in model.named_modules() if name and pattern.fullmatch(name)]
+    if not found:
+        raise UsageError(f"features on {place!r}: no module of the model has such a name")
+    return found
+
+
+def _hidden_states(output: Any, model: nn.Module) -> list[Tensor]:
+    states = getattr(output, "hidden_states", None)
+    if not states:
+        raise UsageError(_no_stages(model))
+    return list(states)
+
+
+def _no_stages(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} does not show its encoder stages: it has no folded decoder and "
+        "returns no hidden_states. Name the modules instead, as in on: 're:encoder\\.stage\\d'"
+    )

@@ -1,0 +1,225 @@
+"""One stage of training: its plan, and the objective that a student is driven by while it runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dynprune import gate
+from dynprune.distill import losses
+from dynprune.distill.features import ENCODER_STAGES, LOGITS, Observed, Observer
+from dynprune.errors import UsageError
+from dynprune.penalty import gate_l1
+
+__all__ = ["LossTerm", "Objective", "Penalty", "StagePlan"]
+
+LABEL_LOSS, SOFT_LABEL_LOSS = "ce", "soft_ce"
+LOSS_TYPES = (*losses.FEATURE_LOSSES, LABEL_LOSS, SOFT_LABEL_LOSS)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A weighted term of a stage's loss.
+
+    Attributes:
+        type: ``mse``, ``normalized_mse``, ``cosine`` or ``cwd`` between feature maps, ``ce`` with
+            the labels, ``soft_ce`` with the teacher's logits.
+        weight: factor in the loss.
+        on: what a feature loss compares: ``encoder_stages``, ``logits`` or ``re:PATTERN``, see
+            :class:`~dynprune.distill.features.Observer`.
+        temperature: of ``cwd`` and ``soft_ce``.
+    """
+
+    type: str
+    weight: float = 1.0
+    on: str = ENCODER_STAGES
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.type not in LOSS_TYPES:
+            raise UsageError(f"loss {self.type!r} is not one of {', '.join(LOSS_TYPES)}")
+        if self.weight < 0 or self.temperature <= 0:
+            raise UsageError(
+                f"loss {self.type!r}: weight={self.weight} must not be negative and "
+                f"temperature={self.temperature} must be positive"
+            )
+
+    @property
+    def place(self) -> str:
+        """Where the term looks in the student."""
+        return self.on if self.type in losses.FEATURE_LOSSES else LOGITS
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the term compares with the teacher."""
+        return self.type != LABEL_LOSS
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A weighted term that looks at the student alone, in every stage.
+
+    Attributes:
+        type: ``gate_l1``, see :func:`~dynprune.penalty.gate_l1`.
+        weight: factor in the loss.
+    """
+
+    type: str = "gate_l1"
+    weight: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.type != "gate_l1":
+            raise UsageError(f"penalty {self.type!r} is not gate_l1")
+        if self.weight < 0:
+            raise UsageError(f"penalty gate_l1: weight={self.weight} must not be negative")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stretch of training with losses of its own.
+
+    Attributes:
+        name: that records show.
+        steps: optimizer steps.
+        losses: terms, added up.
+    """
+
+    name: str
+    steps: int
+    losses: tuple[LossTerm, ...]
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.losses:
+            raise UsageError(
+                f"stage {self.name!r} has {self.steps} steps and {len(self.losses)} losses; it "
+                "needs at least one of each"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares with the teacher."""
+        return any(term.needs_teacher for term in self.losses)
+
+    @property
+    def student_places(self) -> set[str]:
+        """Where its terms look in the student."""
+        return {term.place for term in self.losses}
+
+    @property
+    def teacher_places(self) -> set[str]:
+        """Where its terms look in the teacher."""
+        return {term.place for term in self.losses if term.needs_teacher}
+
+
+class Objective(nn.Module):
+    """A student together with its loss: from a batch to one number.
+
+    The student runs inside ``forward``, so that whoever wraps this module (data parallelism, say)
+    sees exactly the parameters that the loss depends on.
+
+    Args:
+        student: the model that learns.
+        penalties: terms of every stage.
+        ignore_index: label value that counts for nothing.
+        class_weights: a weight a class for ``ce``; all 1 where None.
+
+    Shape:
+        Images ``(B, 3, H, W)``, labels ``(B, H, W)``; returns a scalar and its unweighted parts.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        penalties: Sequence[Penalty] = (),
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.penalties = tuple(penalties)
+        self.ignore_index = ignore_index
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.stage: StagePlan | None = None
+        self._observer: Observer | None = None
+
+    def set_stage(self, stage: StagePlan) -> None:
+        """Follow the losses of ``stage`` from now on, in place."""
+        self.stage = stage
+        self._observer = Observer(self.student, stage.student_places)
+
+    def label_weight(self, labels: Tensor) -> Tensor:
+        """Give the weight of all labelled pixels, see :func:`losses.label_weight`."""
+        return losses.label_weight(
+            labels, ignore_index=self.ignore_index, class_weights=self.class_weights
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        target: Observed | None = None,
+        label_total: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run the student and add up the stage's terms and the penalties.
+
+        Args:
+            images: pictures.
+            labels: class indices.
+            target: what the teacher showed on the same pictures.
+            label_total: what ``ce`` divides by, see :func:`losses.cross_entropy`.
+        """
+        assert self.stage is not None
+        assert self._observer is not None
+        seen = self._observer(images)
+        parts: dict[str, Tensor] = {}
+        weighted: list[Tensor] = []
+        for term in self.stage.losses:
+            value = self._term(term, seen, target, labels, label_total)
+            parts[_free_name(term.type, parts)] = value.detach()
+            weighted.append(term.weight * value)
+        values = [g.values for g in gate.gates(self.student).values()] if self.penalties else []
+        gated = [value for value in values if value is not None]
+        for penalty in self.penalties:
+            value = gate_l1(gated).to(images.device)
+            parts[penalty.type] = value.detach()
+            weighted.append(penalty.weight * value)
+        return torch.stack(weighted).sum(), parts
+
+    def _term(
+        self,
+        term: LossTerm,
+        seen: Observed,
+        target: Observed | None,
+        labels: Tensor,
+        label_total: Tensor | None,
+    ) -> Tensor:
+        if term.type == LABEL_LOSS:
+            (logits,) = seen.at(LOGITS)
+            return losses.cross_entropy(
+                logits,
+                labels,
+                ignore_index=self.ignore_index,
+                class_weights=self.class_weights,
+                total=label_total,
+            )
+        assert target is not None
+        student, teacher = seen.at(term.place), target.at(term.place)
+        if term.type == SOFT_LABEL_LOSS:
+            return losses.soft_cross_entropy(student[0], teacher[0], temperature=term.temperature)
+        if term.type == "cwd":
+            return losses.channel_wise(student, teacher, temperature=term.temperature)
+        return losses.FEATURE_LOSSES[term.type](student, teacher)
+
+
+def _free_name(name: str, taken: dict[str, Tensor]) -> str:
+    """Give ``name``, or ``name_2``, ``name_3`` where it is taken."""
+    count = 2
+    free = name
+    while free in taken:
+        free, count = f"{name}_{count}", count + 1
+    return free

@@ -1,0 +1,290 @@
+"""One optimizer step: everything that moves the weights, and all the state that it leaves."""
+
+import contextlib
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dynprune import gate
+from dynprune.distill import optimizer as optimizers
+from dynprune.distill.batches import Batch, micro_batches
+from dynprune.distill.ema import MovingAverage
+from dynprune.distill.features import Observed, Observer
+from dynprune.distill.optimizer import AdamW
+from dynprune.distill.stage import LABEL_LOSS, Objective, Penalty, StagePlan
+from dynprune.errors import UsageError
+from dynprune.schedule import LearningRate, PruneSchedule
+
+__all__ = ["Execution", "StepResult", "Stepper", "step_seed"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a step is carried out.
+
+    Attributes:
+        precision: ``bf16`` runs forward passes under autocast; weights stay in float32.
+        accumulate: micro-batches that the batch of a step is split into, on each process.
+        clip_norm: largest norm of the gradient; None for no clipping.
+        ema: decay of the moving average of the weights; None for none.
+        batchnorm: ``live`` normalises by the micro-batch and updates the running statistics, as
+            in the teacher's own training; ``frozen`` uses the teacher's.
+        gradient_checkpointing: compute activations twice to save memory.
+        device: ``cpu`` keeps the run there; None lets accelerate choose.
+        workers: processes that prepare batches ahead.
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema: float | None = None
+    batchnorm: Literal["live", "frozen"] = "live"
+    gradient_checkpointing: bool = False
+    device: str | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise UsageError(f"accumulate={self.accumulate} must be at least 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UsageError(f"clip_norm={self.clip_norm} must be positive")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema={self.ema} must lie between 0 and 1")
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide about the weights, and not only about time and memory."""
+        names = ("precision", "accumulate", "clip_norm", "ema", "batchnorm")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step showed.
+
+    Attributes:
+        loss: scalar, mean over this process's micro-batches.
+        parts: its terms, unweighted, likewise.
+        grad_norm: scalar, before clipping.
+        lr: learning rate of parameters that are not a gate's.
+        prune_ratio: mean over gates.
+        kept_share: share of gated neurons that were kept.
+    """
+
+    loss: Tensor
+    parts: Mapping[str, Tensor]
+    grad_norm: Tensor
+    lr: float
+    prune_ratio: float
+    kept_share: float
+
+
+class Stepper:
+    """Carries out optimizer steps; the same step from the same state gives the same bits.
+
+    The random state is set at each step from (seed, step, process), so that dropout is the same
+    whether the run came here at once or by a checkpoint, and no generator has to be saved.
+
+    Args:
+        student: the model that learns, in place.
+        teacher: what it learns from, in eval mode from now on; None where no loss needs it.
+        accelerator: of the processes and the device.
+        stages: in sequence.
+        optimizer: settings.
+        learning_rate: its schedule.
+        sparsity: the prune ratio's schedule.
+        penalties: terms of every stage.
+        execution: how a step is carried out.
+        ignore_index: label value that counts for nothing.
+        class_weights: a weight a class for ``ce``.
+        seed: of dropout and stochastic depth.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        accelerator: Accelerator,
+        *,
+        stages: Sequence[StagePlan],
+        optimizer: AdamW,
+        learning_rate: LearningRate,
+        sparsity: PruneSchedule,
+        penalties: Sequence[Penalty],
+        execution: Execution,
+        ignore_index: int = 255,
+        class_weights: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.stages = tuple(stages)
+        self.steps = sum(stage.steps for stage in stages)
+        self.student = student.to(accelerator.device)
+        self.teacher = None if teacher is None else teacher.to(accelerator.device).eval()
+        self.accelerator = accelerator
+        self.learning_rate, self.sparsity = learning_rate, sparsity
+        self.execution, self.seed = execution, seed
+        if execution.gradient_checkpointing:
+            _checkpoint_gradients(student)
+        self.optimizer = optimizers.build(student, optimizer, list(gate.gate_parameters(student)))
+        self.average = None if execution.ema is None else MovingAverage(student, execution.ema)
+        self.objective = Objective(
+            student, penalties=penalties, ignore_index=ignore_index, class_weights=class_weights
+        ).to(accelerator.device)
+        self._wrapped = accelerator.prepare_model(self.objective)
+        self._observer: Observer | None = None
+
+    def stage_at(self, step: int) -> tuple[StagePlan, int]:
+        """Give the stage that the step after ``step`` steps belongs to, and the stage's start."""
+        start = 0
+        for stage in self.stages:
+            if step < start + stage.steps:
+                return stage, start
+            start += stage.steps
+        return self.stages[-1], self.steps - self.stages[-1].steps
+
+    def set_progress(self, step: int) -> None:
+        """Let the gates prune as they should after ``step`` steps, in place."""
+        gate.set_sparsity_progress(self.student, self.sparsity.fraction(step, self.steps))
+
+    def __call__(self, step: int, batch: Batch) -> StepResult:
+        """Carry out the step that follows ``step`` steps.
+
+        Args:
+            step: optimizer steps done.
+            batch: this process's share of the batch.
+        """
+        stage, start = self.stage_at(step)
+        self._enter(stage)
+        self.set_progress(step)
+        self._train_mode()
+        factor = self._factor(step, stage, start)
+        optimizers.set_learning_rate(self.optimizer, factor)
+        set_seed(step_seed(self.seed, step, self.accelerator.process_index))
+        loss, parts = self._accumulate(stage, batch)
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step)
+        gates = list(gate.gates(self.student).values())
+        neurons = sum(g.neurons for g in gates)
+        return StepResult(
+            loss,
+            parts,
+            norm,
+            lr=self.optimizer.defaults["lr"] * factor,
+            prune_ratio=sum(g.prune_ratio for g in gates) / max(1, len(gates)),
+            kept_share=sum(g.kept * g.segments for g in gates) / neurons if neurons else 1.0,
+        )
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Give all tensors of the state, by the file that they belong in."""
+        files: dict[str, Mapping[str, Tensor]] = {
+            "model": self.student.state_dict(),
+            "optimizer": optimizers.state_tensors(self.optimizer),
+        }
+        if self.average is not None:
+            files["ema"] = self.average.tensors
+        return files
+
+    def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what :meth:`tensors` gave, in place."""
+        self.student.load_state_dict(dict(tensors["model"]))
+        optimizers.load_state(self.optimizer, tensors["optimizer"])
+        if self.average is not None:
+            self.average.load(tensors["ema"])
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the student hold its averaged weights for a while, where there are any."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
+
+    def _enter(self, stage: StagePlan) -> None:
+        if self.objective.stage is not stage:
+            self.objective.set_stage(stage)
+            self._observer = (
+                Observer(self.teacher, stage.teacher_places)
+                if self.teacher is not None and stage.needs_teacher
+                else None
+            )
+
+    def _train_mode(self) -> None:
+        self.objective.train()
+        if self.execution.batchnorm == "frozen":
+            for module in self.student.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def _factor(self, step: int, stage: StagePlan, start: int) -> float:
+        if self.learning_rate.per == "stage":
+            return self.learning_rate.factor(step - start, stage.steps)
+        return self.learning_rate.factor(step, self.steps)
+
+    def _accumulate(self, stage: StagePlan, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add up the gradient over the micro-batches; give the mean loss and its parts."""
+        device, count = self.accelerator.device, self.execution.accumulate
+        images, labels = (x.to(device, non_blocking=True) for x in batch)
+        total = self._label_total(stage, labels)
+        loss = torch.zeros((), device=device)
+        parts: dict[str, Tensor] = {}
+        for index, (x, y) in enumerate(micro_batches((images, labels), count)):
+            waits = index + 1 < count
+            with self.accelerator.no_sync(self._wrapped) if waits else contextlib.nullcontext():
+                with self._autocast():
+                    part_loss, values = self._wrapped(x, y, self._target(x), total)
+                self.accelerator.backward(part_loss / count)
+            loss += part_loss.detach() / count
+            for name, value in values.items():
+                parts[name] = parts.get(name, 0) + value / count
+        return loss, parts
+
+    @torch.no_grad()
+    def _target(self, images: Tensor) -> Observed | None:
+        """Let the teacher look at the pictures, where the stage needs it."""
+        return None if self._observer is None else self._observer(images)
+
+    def _label_total(self, stage: StagePlan, labels: Tensor) -> Tensor | None:
+        """Give what each micro-batch's ``ce`` divides by, so that the whole batch is one mean."""
+        if all(term.type != LABEL_LOSS for term in stage.losses):
+            return None
+        weight = self.objective.label_weight(labels)
+        whole = self.accelerator.reduce(weight, "mean")
+        return whole / self.execution.accumulate
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(
+            self.accelerator.device.type,
+            torch.bfloat16,
+            enabled=self.execution.precision == "bf16",
+        )
+
+    def _clip(self) -> Tensor:
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        if self.execution.clip_norm is not None:
+            return torch.nn.utils.clip_grad_norm_(parameters, self.execution.clip_norm)
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """Give the seed of one step on one process: 32 bits, unrelated for neighbours."""
+    digest = hashlib.blake2b(repr((seed, step, process)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _checkpoint_gradients(student: nn.Module) -> None:
+    """Switch on the model's own gradient checkpointing, in place."""
+    enable = getattr(student, "gradient_checkpointing_enable", None)
+    if enable is None or not getattr(student, "supports_gradient_checkpointing", False):
+        raise UsageError(
+            f"{type(student).__name__} has no gradient checkpointing; switch it off, or use a "
+            "smaller crop or accumulate"
+        )
+    # The re-entrant form needs inputs that require a gradient, which pictures do not.
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
