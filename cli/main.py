@@ -95,9 +95,11 @@ def _root(
 
 def _register() -> None:
     """Give the app its verbs. Their modules import torch only when they run."""
-    from . import recipe
+    from . import env, evaluate, recipe
 
+    app.command("eval")(evaluate.run)
     app.add_typer(recipe.app, name="recipe")
+    app.command("env")(env.run)
 
 
 _register()

@@ -1,0 +1,163 @@
+"""What a command is about: the MODEL that the user named, its recipe, and where it runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynprune.errors import InputError, UsageError
+from dynprune.recipe import Recipe, load_recipe, recipe_names
+
+if TYPE_CHECKING:
+    from dynprune.models import LoadedModel
+
+__all__ = ["choose_device", "find_recipe", "load_subject", "prepare"]
+
+
+def find_recipe(
+    model: str | None,
+    recipe: str | None,
+    overrides: Sequence[str] | None,
+    *,
+    seed: int | None = None,
+    threads: int | None = None,
+) -> Recipe | None:
+    """Load the recipe that a command follows.
+
+    It is the one of ``--recipe``; else the one that MODEL names; else the one that dynprune wrote
+    beside MODEL's weights; else none.
+
+    Raises:
+        RecipeError: it does not exist or is invalid.
+        UsageError: there are overrides and no recipe to override.
+    """
+    changes = list(overrides or ())
+    if seed is not None:
+        changes.append(f"runtime.seed={seed}")
+    if threads is not None:
+        changes.append(f"runtime.threads={threads}")
+    beside = Path(model or "") / "recipe.yaml"
+    if recipe is not None:
+        return load_recipe(recipe, changes)
+    if model is not None and is_recipe(model):
+        return load_recipe(model, changes)
+    if model is not None and (beside.parent / "dynprune.json").is_file() and beside.is_file():
+        return load_recipe(beside, changes)
+    if overrides:
+        raise UsageError("--set overrides a recipe, and there is none; add --recipe NAME")
+    return None
+
+
+def is_recipe(name: str) -> bool:
+    """Whether MODEL is a recipe: a built-in one's name that is no directory, or a YAML file."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path.is_file()
+    return name in recipe_names() and not path.is_dir()
+
+
+def load_subject(
+    model: str | None,
+    recipe: Recipe | None,
+    *,
+    weights: str = "pretrained",
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+) -> "LoadedModel":
+    """Load the model that a command is about.
+
+    Args:
+        model: what the user typed; None, or a recipe's name, for the recipe's own model.
+        recipe: what the command follows, or None.
+        weights: ``random`` builds the architecture alone.
+        size: height and width of the input in pixels, instead of the recipe's.
+        batch: instances of one call, instead of the recipe's.
+        device: where to put it.
+        seed: of random weights; the recipe's by default.
+
+    Raises:
+        UsageError: neither names a model.
+        InputError: the model or its weights are missing or damaged.
+    """
+    from dynprune.models import load_model
+
+    arguments: dict[str, Any] = {}
+    name = None if model is None or is_recipe(model) else model
+    if recipe is not None:
+        from dynprune.recipe.build import model_arguments
+
+        arguments = model_arguments(recipe)
+    if name is None:
+        name = _default_model(recipe, weights)
+    elif weights != "random":
+        arguments.pop("config", None)
+        arguments.pop("architecture", None)
+    shape = list(arguments.get("input_shape") or (1, 3, 0, 0))
+    if size is not None:
+        shape[-2:] = size
+    if batch is not None:
+        shape[0] = batch
+    arguments["input_shape"] = tuple(shape) if all(shape) else None
+    if seed is not None:
+        arguments["seed"] = seed
+    return load_model(
+        name,
+        weights="random" if weights == "random" else "pretrained",
+        device=choose_device(device),
+        **arguments,
+    )
+
+
+def prepare(threads: int | None, recipe: Recipe | None = None) -> None:
+    """Set the number of CPU threads, before any work is done."""
+    import torch
+
+    wanted = threads if threads is not None else recipe.runtime.threads if recipe else None
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+
+
+def choose_device(name: str) -> str:
+    """Turn ``auto`` into a device, and make sure that the one asked for is there.
+
+    Raises:
+        UsageError: this machine or this PyTorch has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        return str(found) if found is not None else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {name} is not here: {str(error).splitlines()[0]} Use --device cpu."
+        ) from error
+    return name
+
+
+def _default_model(recipe: Recipe | None, weights: str) -> str | None:
+    """Give the name of a recipe's own model; None where it is built without weights."""
+    if recipe is None:
+        raise UsageError("no model was named: give MODEL, or --recipe NAME for its default")
+    if weights == "random":
+        if recipe.model.config is None:
+            raise UsageError(
+                f"recipe {recipe.name} has no model.config to build random weights from; give MODEL"
+            )
+        return None
+    if recipe.model.factory is not None:
+        raise UsageError(
+            f"recipe {recipe.name} is for {recipe.model.factory}, and code that a recipe names is "
+            f"never run; name it yourself as MODEL: {recipe.model.factory}"
+        )
+    if recipe.model.weights is None:
+        raise InputError(
+            f"recipe {recipe.name} has no model.weights, since none are published; give MODEL, a "
+            "directory with config.json and model.safetensors, or --weights random"
+        )
+    return recipe.model.weights
