@@ -8,13 +8,22 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dynprune.errors import NoMatchError
+from dynprune.distill import AdamW, Execution, LossTerm, Penalty, Reporting, StagePlan
+from dynprune.errors import NoMatchError, RecipeError
 from dynprune.gate import GateConfig
 from dynprune.graph.neurons import NeuronGroup
 from dynprune.recipe.pruning import Target
-from dynprune.recipe.schema import Recipe
+from dynprune.recipe.schema import Data, Recipe
+from dynprune.recipe.training import FeatureLoss, LabelLoss, SoftLabelLoss
+from dynprune.schedule import LearningRate, PruneSchedule
 
-__all__ = ["gate_configs", "model_arguments", "picture_arguments"]
+__all__ = [
+    "batch_arguments",
+    "gate_configs",
+    "model_arguments",
+    "picture_arguments",
+    "training_arguments",
+]
 
 
 def model_arguments(recipe: Recipe) -> dict[str, Any]:
@@ -33,6 +42,93 @@ def picture_arguments(recipe: Recipe | None) -> dict[str, Any]:
     if recipe is None or recipe.data is None:
         return {}
     return {"mean": recipe.data.mean, "std": recipe.data.std, "window": recipe.data.window}
+
+
+def batch_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Give `dynprune.data.sampling.TrainingBatches` its batches' size, order and augmentation.
+
+    Raises:
+        RecipeError: the recipe has no ``data`` section.
+    """
+    data = _data(recipe)
+    return {
+        "batch_size": recipe.runtime.batch_size,
+        "seed": recipe.runtime.seed,
+        "crop": data.crop,
+        "scale": data.scale,
+        "flip": data.flip,
+        "photometric": data.photometric,
+        "mean": data.mean,
+        "std": data.std,
+    }
+
+
+def training_arguments(recipe: Recipe, *, device: str | None = None) -> dict[str, Any]:
+    """Give `dynprune.distill.train` its stages, schedules and settings.
+
+    Args:
+        recipe: its training sections are read.
+        device: where the run is; None lets accelerate choose.
+
+    Raises:
+        RecipeError: the recipe has no stages, no optimizer or no data.
+    """
+    if not recipe.stages or recipe.optimizer is None:
+        raise RecipeError(
+            f"recipe {recipe.name} has no stages to train; add stages, optimizer and data"
+        )
+    runtime, optimizer = recipe.runtime, recipe.optimizer
+    schedule, rate = recipe.sparsity.schedule, recipe.lr_schedule
+    return {
+        "stages": [
+            StagePlan(stage.name, stage.steps, tuple(_loss(loss) for loss in stage.losses))
+            for stage in recipe.stages
+        ],
+        "optimizer": AdamW(
+            lr=optimizer.lr,
+            weight_decay=optimizer.weight_decay,
+            betas=optimizer.betas,
+            gate_lr_factor=optimizer.gate_lr_factor,
+        ),
+        "learning_rate": LearningRate(
+            type=rate.type, power=rate.power, warmup_steps=rate.warmup_steps, per=rate.per
+        ),
+        "sparsity": PruneSchedule(schedule.type, end_step=schedule.end_step),
+        "penalties": [Penalty(penalty.type, penalty.weight) for penalty in recipe.penalties],
+        "execution": Execution(
+            precision=runtime.precision,
+            accumulate=runtime.accumulate,
+            clip_norm=runtime.clip_norm,
+            ema=runtime.ema,
+            batchnorm=runtime.batchnorm,
+            gradient_checkpointing=runtime.gradient_checkpointing,
+            device=device,
+            workers=runtime.workers,
+        ),
+        "reporting": Reporting(
+            log_every=runtime.log_every,
+            validate_every=runtime.validate_every,
+            save_every=runtime.save_every,
+            keep_checkpoints=runtime.keep_checkpoints,
+            tensorboard=runtime.tensorboard,
+        ),
+        "ignore_index": _data(recipe).ignore_index,
+        "seed": runtime.seed,
+    }
+
+
+def _data(recipe: Recipe) -> Data:
+    if recipe.data is None:
+        raise RecipeError(f"recipe {recipe.name} has no data section, and training needs one")
+    return recipe.data
+
+
+def _loss(loss: FeatureLoss | LabelLoss | SoftLabelLoss) -> LossTerm:
+    if isinstance(loss, FeatureLoss):
+        return LossTerm(loss.type, loss.weight, on=loss.on, temperature=loss.temperature)
+    if isinstance(loss, SoftLabelLoss):
+        return LossTerm(loss.type, loss.weight, temperature=loss.temperature)
+    return LossTerm(loss.type, loss.weight)
 
 
 def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, GateConfig]:

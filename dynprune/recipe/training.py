@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from dynprune.recipe.section import ModulePattern, Name, Section
+from dynprune.recipe.section import ModulePattern, Name, Section, Share
 
 __all__ = [
     "FeatureLoss",
@@ -102,6 +102,9 @@ class Optimizer(Section):
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay; norms and biases have none."""
 
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decays of the first and second moment (per step)."""
+
     gate_lr_factor: PositiveFloat = 1.0
     """Learning rate of the gates' predictors as a multiple of lr (factor)."""
 
@@ -123,7 +126,7 @@ class LearningRate(Section):
 
 
 class Runtime(Section):
-    """How the run is executed; nothing here changes what is asked of the model."""
+    """How the run is executed, reported and saved."""
 
     seed: NonNegativeInt = 0
     """Seed of weights, data order and augmentation."""
@@ -142,6 +145,18 @@ class Runtime(Section):
 
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Decay of an exponential moving average of the weights (per step); null for none."""
+
+    batchnorm: Literal["live", "frozen"] = "live"
+    """Whether batch norms follow each micro-batch, or keep the teacher's statistics."""
+
+    workers: NonNegativeInt = 0
+    """Processes that prepare batches ahead (count); the batches are the same for any."""
+
+    log_every: PositiveInt = 10
+    """Distance of records in metrics.jsonl (steps)."""
+
+    tensorboard: bool = False
+    """Whether to write TensorBoard's files too."""
 
     save_every: PositiveInt = 4000
     """Distance of checkpoints (steps)."""
