@@ -69,13 +69,13 @@ class Journal:
 
     def __init__(self, directory: Path, *, after_step: int = 0, tensorboard: bool = False) -> None:
         self.path = directory / "metrics.jsonl"
+        self._board = _board(directory / "tensorboard", after_step) if tensorboard else None
         try:
             kept = list(_records_until(self.path, after_step)) if self.path.exists() else []
             self._rewrite(kept)
             self._file: IO[str] = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
-        self._board = _board(directory / "tensorboard", after_step) if tensorboard else None
 
     def __enter__(self) -> "Journal":
         return self

@@ -1,0 +1,92 @@
+"""Stage features, whichever way a model shows them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from dynprune.distill import Observer
+from dynprune.errors import UsageError
+from tests.distill import tiny
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return tiny.teacher()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return tiny.batch(0)[0]
+
+
+@torch.no_grad()
+def test_a_folded_decoder_shows_the_hidden_states_of_the_unfolded_model(dense, images):
+    folded = tiny.folded(copy.deepcopy(dense))
+    by_fold = Observer(folded, {"encoder_stages"})(images).at("encoder_stages")
+    by_request = Observer(dense, {"encoder_stages"})(images).at("encoder_stages")
+    assert [x.shape for x in by_fold] == [x.shape for x in by_request]
+    assert len(by_fold) == 4
+    for ours, theirs in zip(by_fold, by_request, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_features_alone_do_not_run_the_decoder_and_are_the_same(dense, images):
+    folded = tiny.folded(copy.deepcopy(dense))
+    ran = []
+    folded.decode_head.register_forward_hook(lambda *_: ran.append(1))
+    alone = Observer(folded, {"encoder_stages"})(images)
+    assert alone.logits is None
+    assert not ran
+    both = Observer(folded, {"encoder_stages", "logits"})(images)
+    assert ran
+    torch.testing.assert_close(both.logits, dense(images).logits)
+    for ours, theirs in zip(alone.at("encoder_stages"), both.at("encoder_stages"), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_a_pattern_shows_the_outputs_of_the_modules_in_the_models_order(images):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1))
+    seen = Observer(model, {"re:[02]", "logits"})(images)
+    first, last = seen.at("re:[02]")
+    assert torch.equal(first, model[0](images))
+    assert torch.equal(last, model(images))
+    assert torch.equal(seen.at("logits")[0], last)
+
+
+@torch.no_grad()
+def test_a_model_keeps_no_hooks_even_when_it_fails(dense, images):
+    folded = tiny.folded(copy.deepcopy(dense))
+    folded(images)  # transformers puts in hooks of its own, once
+
+    def hooks():
+        return [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in folded.modules()]
+
+    before = hooks()
+    observer = Observer(folded, {"encoder_stages", "re:segformer"})
+    observer(images)
+    assert hooks() == before
+    with pytest.raises(RuntimeError):
+        observer(torch.zeros(1, 5, 32, 32))
+    assert hooks() == before
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [
+        ("decoder", "write 'encoder_stages', 'logits' or 're:PATTERN'"),
+        ("re:nothing", "no module of the model has such a name"),
+        ("re:(", "not a regular expression"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(dense, place, text):
+    with pytest.raises(UsageError, match=text):
+        Observer(dense, {place})
+
+
+def test_a_model_that_hides_its_stages_is_refused(images):
+    with pytest.raises(UsageError, match="Conv2d does not show its encoder stages"):
+        Observer(nn.Conv2d(3, 2, 1), {"encoder_stages"})(images)
