@@ -1,6 +1,7 @@
 """A tiny gated SegFormer with dropout, stochastic depth and BatchNorm, and batches for it."""
 
 import copy
+import functools
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ FEATURES = StagePlan("features", 3, (LossTerm("mse"),))
 LOGITS = StagePlan("logits", 3, (LossTerm("ce"), LossTerm("soft_ce", 0.5, temperature=2.0)))
 
 
-def teacher(seed: int = 0) -> nn.Module:
+def teacher(seed: int = 0, dropout: float = 0.1) -> nn.Module:
     torch.manual_seed(seed)
     config = SegformerConfig(
         hidden_sizes=[8, 8, 16, 16],
@@ -29,9 +30,9 @@ def teacher(seed: int = 0) -> nn.Module:
         mlp_ratios=[2, 2, 2, 2],
         decoder_hidden_size=16,
         num_labels=CLASSES,
-        hidden_dropout_prob=0.1,
-        drop_path_rate=0.2,
-        classifier_dropout_prob=0.1,
+        hidden_dropout_prob=dropout,
+        drop_path_rate=2 * dropout,
+        classifier_dropout_prob=dropout,
     )
     return SegformerForSemanticSegmentation(config).eval()
 
@@ -40,6 +41,16 @@ def folded(model: nn.Module) -> nn.Module:
     """Fold the decoder, in place."""
     rewrite(model, Example((torch.zeros(1, 3, SIZE, SIZE),)), ["fold-decoder"])
     return model
+
+
+@functools.cache
+def _folded_once(dropout: float) -> nn.Module:
+    return folded(teacher(dropout=dropout))
+
+
+def folded_teacher(dropout: float = 0.1) -> nn.Module:
+    """Give a new copy of a folded teacher, always the same."""
+    return copy.deepcopy(_folded_once(dropout))
 
 
 def gated(dense: nn.Module, prune_ratio: float = 0.5) -> nn.Module:
