@@ -32,7 +32,7 @@ class _Boundary(TyperGroup):
         except DynpruneError as error:
             raise _exit(str(error), error.exit_code) from error
         except KeyboardInterrupt as error:
-            raise _exit("interrupted", 130) from error
+            raise _exit(str(error) or "interrupted", 130) from error
         except BrokenPipeError as error:
             raise typer.Exit(0) from error
         except MemoryError as error:
@@ -95,8 +95,11 @@ def _root(
 
 def _register() -> None:
     """Give the app its verbs. Their modules import torch only when they run."""
-    from . import env, evaluate, recipe
+    from . import apply, distill, env, evaluate, inspect, recipe
 
+    app.command("inspect")(inspect.run)
+    app.command("apply")(apply.run)
+    app.command("distill")(distill.run)
     app.command("eval")(evaluate.run)
     app.add_typer(recipe.app, name="recipe")
     app.command("env")(env.run)

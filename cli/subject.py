@@ -10,7 +10,7 @@ from dynprune.recipe import Recipe, load_recipe, recipe_names
 if TYPE_CHECKING:
     from dynprune.models import LoadedModel
 
-__all__ = ["choose_device", "find_recipe", "load_subject", "prepare"]
+__all__ = ["choose_device", "find_recipe", "is_recipe", "load_subject", "prepare", "require_recipe"]
 
 
 def find_recipe(
@@ -19,7 +19,6 @@ def find_recipe(
     overrides: Sequence[str] | None,
     *,
     seed: int | None = None,
-    threads: int | None = None,
 ) -> Recipe | None:
     """Load the recipe that a command follows.
 
@@ -33,8 +32,6 @@ def find_recipe(
     changes = list(overrides or ())
     if seed is not None:
         changes.append(f"runtime.seed={seed}")
-    if threads is not None:
-        changes.append(f"runtime.threads={threads}")
     beside = Path(model or "") / "recipe.yaml"
     if recipe is not None:
         return load_recipe(recipe, changes)
@@ -45,6 +42,19 @@ def find_recipe(
     if overrides:
         raise UsageError("--set overrides a recipe, and there is none; add --recipe NAME")
     return None
+
+
+def require_recipe(recipe: Recipe | None) -> Recipe:
+    """Give the recipe, where a command cannot do without.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if recipe is None:
+        raise UsageError(
+            f"this needs a recipe; add --recipe with one of {', '.join(recipe_names())}, or a file"
+        )
+    return recipe
 
 
 def is_recipe(name: str) -> bool:

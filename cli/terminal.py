@@ -14,20 +14,13 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 __all__ = ["Step", "Terminal", "table"]
 
 Step = Callable[..., None]
-"""``step(done, total, **figures)``: shows how far a task has come."""
+"""``step(done, total, seconds_left=None, **figures)``: shows how far a task has come."""
 
 _WIDE = 160
 _SECONDS_BETWEEN_LINES = 10.0
@@ -92,15 +85,16 @@ class Terminal:
     def _line_step(self, title: str) -> Step:
         started = shown = time.monotonic()
 
-        def step(done: int, total: int, **figures: Any) -> None:
+        def step(
+            done: int, total: int, *, seconds_left: float | None = None, **figures: Any
+        ) -> None:
             nonlocal shown
             now = time.monotonic()
             if done < total and now - shown < _SECONDS_BETWEEN_LINES:
                 return
             shown = now
-            left = (now - started) / max(done, 1) * (total - done)
-            words = [f"{title} {done}/{total}", *_words(figures), f"{left:.0f} s left"]
-            self.note("  ".join(words if done < total else words[:-1]))
+            left = _time_left(done, total, now - started, seconds_left)
+            self.note("  ".join([f"{title} {done}/{total}", *_words(figures), left]).rstrip())
 
         return step
 
@@ -142,20 +136,31 @@ def _bar(console: Console) -> Progress:
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}", style="cyan"),
         console=console,
         transient=True,
     )
 
 
 def _bar_step(bar: Progress, title: str) -> Step:
-    task = bar.add_task(title, total=None, figures="")
+    task = bar.add_task(title, total=None, figures="", left="")
+    started = time.monotonic()
 
-    def step(done: int, total: int, **figures: Any) -> None:
-        bar.update(task, completed=done, total=total, figures="  ".join(_words(figures)))
+    def step(done: int, total: int, *, seconds_left: float | None = None, **figures: Any) -> None:
+        left = _time_left(done, total, time.monotonic() - started, seconds_left)
+        bar.update(task, completed=done, total=total, figures="  ".join(_words(figures)), left=left)
 
     return step
+
+
+def _time_left(done: int, total: int, elapsed: float, known: float | None) -> str:
+    """Say how long the rest takes: as the task knows, or as long a step as until now."""
+    if done >= total:
+        return ""
+    seconds = known if known is not None else elapsed / max(done, 1) * (total - done)
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} left"
 
 
 def _words(figures: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from dynprune.data import IMAGENET_MEAN, IMAGENET_STD
 from dynprune.distill import AdamW, Execution, LossTerm, Penalty, Reporting, StagePlan
 from dynprune.errors import NoMatchError, RecipeError
 from dynprune.gate import GateConfig
@@ -38,9 +39,9 @@ def model_arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def picture_arguments(recipe: Recipe | None) -> dict[str, Any]:
-    """Give `dynprune.evaluate.evaluate` what differs from its defaults."""
+    """Give `dynprune.evaluate.evaluate` the recipe's normalisation and window, or the usual."""
     if recipe is None or recipe.data is None:
-        return {}
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "window": None}
     return {"mean": recipe.data.mean, "std": recipe.data.std, "window": recipe.data.window}
 
 

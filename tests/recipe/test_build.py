@@ -3,10 +3,17 @@
 import pytest
 import torch
 
-from dynprune.errors import NoMatchError
+from dynprune.data import IMAGENET_MEAN
+from dynprune.errors import NoMatchError, RecipeError
 from dynprune.graph.neurons import Channels, NeuronGroup
-from dynprune.recipe import parse_recipe
-from dynprune.recipe.build import gate_configs, model_arguments, picture_arguments
+from dynprune.recipe import load_recipe, parse_recipe, recipe_names
+from dynprune.recipe.build import (
+    batch_arguments,
+    gate_configs,
+    model_arguments,
+    picture_arguments,
+    training_arguments,
+)
 
 TEXT = """
 schema: dynprune/1
@@ -96,8 +103,8 @@ def test_without_a_keep_ratio_the_recipes_sparsity_holds():
 
 def test_every_field_of_the_gate_section_arrives():
     (config, *_) = chosen(
-        "apply.gate={mode: straight_through, hidden_ratio: 0.25, hidden: 24, align: 4, input: preactivation, "
-        "pool: mean-max, compensation: zero, order: prefix}"
+        "apply.gate={mode: straight_through, hidden_ratio: 0.25, hidden: 24, align: 4, "
+        "input: preactivation, pool: mean-max, compensation: zero, order: prefix}"
     ).values()
     assert config.mode == "straight_through"
     assert (config.hidden_ratio, config.hidden, config.align) == (0.25, 24, 4)
@@ -115,6 +122,43 @@ def test_the_model_section_becomes_arguments_of_the_loader():
     }
 
 
-def test_without_a_data_section_evaluation_keeps_its_defaults():
-    assert picture_arguments(None) == {}
-    assert picture_arguments(parse_recipe(TEXT)) == {}
+def test_without_a_data_section_pictures_are_normalised_as_usual():
+    usual = picture_arguments(None)
+    assert usual == picture_arguments(parse_recipe(TEXT))
+    assert usual["mean"] == IMAGENET_MEAN
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_built_in_recipe_is_built(name):
+    recipe = load_recipe(name)
+    training = training_arguments(recipe)
+    assert sum(stage.steps for stage in training["stages"]) == recipe.steps
+    assert training["seed"] == batch_arguments(recipe)["seed"] == recipe.runtime.seed
+
+
+def test_stages_losses_and_schedules_arrive():
+    recipe = load_recipe(
+        "segformer-b2",
+        ["stages.1.losses.1.temperature=2.0", "runtime.ema=0.9", "optimizer.gate_lr_factor=10.0"],
+    )
+    training = training_arguments(recipe, device="cpu")
+    features, logits = training["stages"]
+    assert [(term.type, term.on) for term in features.losses] == [("mse", "encoder_stages")]
+    assert [(term.type, term.temperature) for term in logits.losses] == [
+        ("ce", 1.0),
+        ("soft_ce", 2.0),
+    ]
+    assert training["sparsity"].fraction(40_000, recipe.steps) == 0.5
+    assert training["learning_rate"].factor(recipe.steps // 2, recipe.steps) == 0.5
+    assert training["optimizer"].gate_lr_factor == 10.0
+    assert (training["execution"].ema, training["execution"].device) == (0.9, "cpu")
+
+
+def test_a_recipe_without_stages_cannot_be_trained():
+    with pytest.raises(RecipeError, match="no stages to train"):
+        training_arguments(parse_recipe(TEXT))
+
+
+def test_a_recipe_without_data_makes_no_batches():
+    with pytest.raises(RecipeError, match="no data section"):
+        batch_arguments(parse_recipe(TEXT))

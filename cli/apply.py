@@ -1,0 +1,104 @@
+"""`dynprune apply`: from a dense model to a gated one, written as safetensors."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dynprune.errors import UsageError
+
+from .inspect import groups_table, summary
+from .options import (
+    Device,
+    DryRun,
+    InputSize,
+    Json,
+    OptionalModelName,
+    Output,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipeName,
+    Seed,
+    Split,
+    Threads,
+    Verbose,
+    Weights,
+    parse_size,
+)
+from .subject import choose_device, find_recipe, load_subject, prepare, require_recipe
+from .terminal import Terminal
+
+
+def run(
+    output: Output,
+    model: OptionalModelName = None,
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Calibrate the gates on some of its pictures."),
+    ] = None,
+    split: Split = "train",
+    weights: Weights = "pretrained",
+    input_size: InputSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Gate a model as a recipe says, verify every group by running it, and write the result.
+
+    MODEL defaults to the recipe's own. The result needs no recipe and no training code to load.
+    """
+    terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
+    size = parse_size(input_size) if input_size else None
+    followed = require_recipe(find_recipe(model, recipe, overrides, seed=seed))
+    from dynprune.files import check_output
+
+    target = Path(output)
+    check_output(target, overwrite=overwrite)
+    prepare(threads, followed)
+    place = choose_device(device)
+    from dynprune.data import open_dataset
+
+    pictures = None if data is None else open_dataset(data, split)
+    loaded = load_subject(model, followed, weights=weights, size=size, device=place)
+    from dynprune import pipeline
+    from dynprune.gate import attached, gates, is_gated
+    from dynprune.save import save
+
+    if is_gated(loaded.module):
+        raise UsageError(f"{loaded.name} is gated already; apply a recipe to its dense model")
+    if dry_run:
+        found = pipeline.inspect_model(loaded, followed)
+        terminal.result(
+            {"output": str(target), "dry_run": True, **found.to_json()},
+            groups_table(found),
+            f"{summary(found)}; would write {target}",
+        )
+        return
+    calls = None
+    if pictures is not None:
+        calls = pipeline.calibration_calls(pictures, followed, device=place)
+    gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
+    save(gated, target, overwrite=overwrite)
+    modes = Counter(plan.mode for plan in attached(gated).plans)
+    kept = {name: gate.keep_ratio for name, gate in gates(gated).items()}
+    mean_kept = sum(kept.values()) / len(kept)
+    counts = ", ".join(f"{count} {mode}" for mode, count in modes.items())
+    terminal.result(
+        {
+            "output": str(target),
+            "recipe": followed.name,
+            "modes": dict(modes),
+            "keep_ratio": mean_kept,
+            "calibrated": pictures is not None,
+        },
+        f"{target}: {sum(modes.values())} groups ({counts}), {mean_kept:.0%} of neurons kept",
+    )

@@ -1,0 +1,199 @@
+"""`dynprune distill`: train the gated student against its dense teacher."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dynprune.errors import OutputError, RecipeError, UsageError
+from dynprune.recipe import Recipe, dump_recipe
+
+from .inspect import groups_table, summary
+from .options import (
+    DataDirectory,
+    Device,
+    DryRun,
+    Json,
+    Output,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipeName,
+    Seed,
+    Split,
+    Threads,
+    Verbose,
+)
+from .subject import choose_device, find_recipe, load_subject, prepare, require_recipe
+from .terminal import Step, Terminal
+
+if TYPE_CHECKING:
+    from dynprune.distill import Record
+
+# What a run writes into its directory, and so what --overwrite may remove from it.
+RUN_FILES = (
+    "checkpoints",
+    "config.json",
+    "dynprune.json",
+    "environment.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "recipe.yaml",
+    "tensorboard",
+    ".lock",
+)
+
+
+def run(
+    data: DataDirectory,
+    output: Output,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", metavar="MODEL", help="Dense model; default: the recipe's."),
+    ] = None,
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the latest checkpoint in the output.")
+    ] = False,
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="NAME", help="Run this stage alone.")
+    ] = None,
+    split: Split = "val",
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = None,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a student by the recipe's stages: gate the teacher, then let the copy learn from it.
+
+    Learns from the train split and is judged on --split. Ctrl-C saves a checkpoint and stops;
+    --resume goes on, and then takes the recipe from the output directory.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    terminal = Terminal(json=json, quiet=quiet or not first, verbose=verbose)
+    target = Path(output)
+    written = target / "recipe.yaml"
+    if resume and recipe is None and written.is_file():
+        recipe = str(written)
+    followed = require_recipe(find_recipe(teacher, recipe, overrides, seed=seed))
+    _check_stages(followed, stage)
+    _check_run(target, resume=resume, overwrite=overwrite)
+    prepare(threads, followed)
+    place = choose_device(device)
+    from dynprune.data import open_dataset
+
+    training, validation = open_dataset(data, "train"), open_dataset(data, split)
+    loaded = load_subject(teacher, followed, device="cpu")
+    from dynprune import pipeline
+    from dynprune.gate import is_gated
+
+    if is_gated(loaded.module):
+        raise UsageError(f"{loaded.name} is gated; the teacher must be the dense model")
+    if dry_run:
+        found = pipeline.inspect_model(loaded, followed)
+        terminal.result(
+            {"output": str(target), "dry_run": True, "steps": followed.steps, **found.to_json()},
+            groups_table(found),
+            f"{summary(found)}; would train {followed.steps} steps on {len(training)} pictures, "
+            f"validate on {len(validation)}, and write {target}",
+        )
+        return
+    dense = pipeline.make_teacher(loaded, followed.rewrite)
+    student = pipeline.apply_recipe(
+        loaded, followed, calibration=pipeline.calibration_calls(training, followed)
+    )
+    if first:
+        _begin(target, followed, overwrite=overwrite and not resume)
+    records = pipeline.distill(
+        student,
+        dense,
+        followed,
+        training=training,
+        validation=validation,
+        output=target,
+        resume=resume,
+        only=stage,
+        device="cpu" if place == "cpu" else None,
+    )
+    with terminal.progress("distill") as step:
+        last = follow(records, step)
+    if first:
+        result = {"output": str(target), "recipe": followed.name, **last}
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in last["validation"].items())
+        terminal.result(result, f"{target}: {last['steps']} steps  {scores}".rstrip())
+
+
+def follow(records: Iterable["Record"], step: Step) -> dict[str, Any]:
+    """Show every record as it comes; give the run's length and its last scores."""
+    steps = 0
+    scores: dict[str, float] = {}
+    for record in records:
+        steps, scores = record.step, dict(record.validation or scores)
+        step(
+            record.step,
+            record.steps,
+            seconds_left=record.eta_seconds,
+            stage=record.stage,
+            loss=record.loss,
+            r=round(record.prune_ratio, 3),
+            mIoU=scores.get("miou"),
+        )
+    return {"steps": steps, "validation": scores}
+
+
+def _check_stages(recipe: Recipe, stage: str | None) -> None:
+    names = [known.name for known in recipe.stages]
+    if not names:
+        raise RecipeError(f"recipe {recipe.name} has no stages to train; see dynprune apply")
+    if stage is not None and stage not in names:
+        raise UsageError(f"--stage {stage!r}: recipe {recipe.name} has {', '.join(names)}")
+
+
+def _check_run(directory: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a directory that this run may not write into, before any work is done."""
+    from dynprune.files import check_output
+
+    if resume and overwrite:
+        raise UsageError("--resume continues a run and --overwrite begins it anew; give one")
+    if resume and not directory.is_dir():
+        raise OutputError(f"--resume: there is no run in {directory}; check -o, or begin without")
+    if overwrite and directory.is_dir():
+        strange = sorted(p.name for p in directory.iterdir() if p.name not in RUN_FILES)
+        if strange:
+            raise OutputError(
+                f"--overwrite: {directory} holds {strange[0]}, which no run of dynprune writes; "
+                "choose another output, or remove it yourself"
+            )
+    check_output(directory, overwrite=overwrite or resume)
+
+
+def _begin(directory: Path, recipe: Recipe, *, overwrite: bool) -> None:
+    """Make the run's directory, with the recipe that it follows in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            _clear(directory)
+        (directory / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write into {directory}: {error.strerror or error}") from error
+
+
+def _clear(directory: Path) -> None:
+    """Remove an earlier run, unless it still goes on."""
+    from dynprune.distill.lock import OutputLock
+
+    with OutputLock(directory):
+        for name in RUN_FILES:
+            path = directory / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink(missing_ok=True)
