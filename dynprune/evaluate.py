@@ -12,7 +12,7 @@ from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, VOID, SegmentationData, n
 from dynprune.errors import InputError
 from dynprune.logits import label_map, logits_of, window_logits
 
-__all__ = ["Evaluation", "evaluate", "evaluating", "logits_of", "score"]
+__all__ = ["Evaluation", "evaluate", "evaluating", "logits_of", "predict_logits", "score"]
 
 
 @dataclass(frozen=True)

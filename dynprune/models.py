@@ -123,10 +123,15 @@ def load_model(
         InputError: if there is no such model, or its weights are missing or damaged.
         UsageError: if the arguments cannot be meant together.
     """
-    module, source = _find(name, weights, architecture, config, seed)
-    example = example_of(module, input_shape).to(device)
-    title = name or architecture or type(module).__name__
-    return LoadedModel(module.to(device).eval(), example, source, classes_of(module), title)
+    found = _find(name, weights, architecture, config, seed)
+    example = example_of(found.module, input_shape or found.input_shape).to(device)
+    return LoadedModel(
+        module=found.module.to(device).eval(),
+        example=example,
+        source=found.source,
+        classes=found.classes,
+        name=name or architecture or type(found.module).__name__,
+    )
 
 
 def build(
@@ -186,14 +191,24 @@ def classes_of(model: nn.Module) -> tuple[str, ...]:
     return tuple(str(names[index]) for index in range(len(names)))
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a name led to; no input shape where the model's own configuration tells it."""
+
+    module: nn.Module
+    source: ModelSource
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...] | None = None
+
+
 def _find(
     name: str | None,
     weights: str,
     architecture: str | None,
     config: Mapping[str, Any] | None,
     seed: int,
-) -> tuple[nn.Module, ModelSource]:
-    """Follow the name to a module and its source."""
+) -> _Found:
+    """Follow a name to a model."""
     directory = Path(name) if name is not None else None
     if directory is not None and (directory / MANIFEST).is_file():
         return _load_written(directory, None)
@@ -202,12 +217,14 @@ def _find(
         return _follow_factory(matched["factory"], matched["directory"])
     if weights == "random":
         source = _random_source(name, architecture, config)
-        return build(source, seed=seed), source
-    if name is None:
+        module = build(source, seed=seed)
+    elif name is None:
         raise UsageError("no model was named; give MODEL, or build one with --weights random")
-    _check_name(name)
-    module = load_pretrained(name)
-    return module, source_of(module)
+    else:
+        _check_name(name)
+        module = load_pretrained(name)
+        source = source_of(module)
+    return _Found(module, source, classes_of(module))
 
 
 def _random_source(
@@ -238,17 +255,20 @@ def _check_name(name: str) -> None:
         )
 
 
-def _load_written(directory: Path, factory: str | None) -> tuple[nn.Module, ModelSource]:
-    """Load a directory that dynprune wrote."""
-    from dynprune import save
+def _load_written(directory: Path, factory: str | None) -> _Found:
+    """Load a directory that dynprune wrote; the modules that do are above this one."""
+    from dynprune.provenance import provenance_of
+    from dynprune.save import load
 
-    module: nn.Module = save.load(directory, factory=factory) if factory else save.load(directory)
-    return module, source_of(module, factory)
+    module = load(directory, factory=factory)
+    known = provenance_of(module)
+    return _Found(module, known.source, known.classes, known.input_shape or None)
 
 
-def _follow_factory(factory: str, directory: str | None) -> tuple[nn.Module, ModelSource]:
+def _follow_factory(factory: str, directory: str | None) -> _Found:
     if directory is None:
-        return _run_factory(factory), ModelSource("factory", factory=factory)
+        module = _run_factory(factory)
+        return _Found(module, ModelSource("factory", factory=factory), classes_of(module))
     if not (Path(directory) / MANIFEST).is_file():
         raise InputError(f"{directory} was not written by dynprune: it holds no {MANIFEST}")
     return _load_written(Path(directory), factory)
