@@ -95,12 +95,14 @@ def _root(
 
 def _register() -> None:
     """Give the app its verbs. Their modules import torch only when they run."""
-    from . import apply, distill, env, evaluate, inspect, recipe
+    from . import apply, distill, env, evaluate, inspect, predict, recipe, report
 
     app.command("inspect")(inspect.run)
     app.command("apply")(apply.run)
     app.command("distill")(distill.run)
     app.command("eval")(evaluate.run)
+    app.command("predict")(predict.run)
+    app.add_typer(report.app, name="report")
     app.add_typer(recipe.app, name="recipe")
     app.command("env")(env.run)
 

@@ -9,10 +9,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console, RenderableType
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -100,17 +99,29 @@ class Terminal:
 
     def _configure_logging(self) -> None:
         """Send the library's logs, and on demand Python's warnings, to stderr."""
-        handler = RichHandler(
-            console=self.err, show_time=False, show_path=False, show_level=False, markup=False
-        )
         logger = logging.getLogger("dynprune")
         level = logging.ERROR if self.quiet else logging.INFO
         logger.setLevel(logging.DEBUG if self.verbose else level)
-        logger.handlers = [h for h in logger.handlers if not isinstance(h, RichHandler)]
-        logger.addHandler(handler)
+        logger.handlers = [h for h in logger.handlers if not isinstance(h, _LogHandler)]
+        logger.addHandler(_LogHandler(self.err))
         logger.propagate = False
         if not self.verbose and not sys.warnoptions and "PYTEST_VERSION" not in os.environ:
             warnings.simplefilter("ignore")
+
+
+class _LogHandler(logging.Handler):
+    """Print the library's logs on a console, above its progress bar where there is one."""
+
+    _STYLES: ClassVar[dict[int, str]] = {logging.WARNING: "yellow", logging.ERROR: "red"}
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = self._STYLES.get(record.levelno, "dim")
+        text = self.format(record)
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def table(*columns: str, rows: Sequence[Sequence[Any]], title: str | None = None) -> Table:

@@ -1,0 +1,195 @@
+"""`dynprune report`: the proof of what was saved."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.tree import Tree
+
+from dynprune.recipe import Recipe
+
+from .bounds import check_bounds, parse_bounds
+from .options import (
+    Device,
+    FailIf,
+    InputSize,
+    Json,
+    ModelName,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Split,
+    Threads,
+    Verbose,
+    Weights,
+    parse_size,
+)
+from .subject import choose_device, find_recipe, load_subject, prepare
+from .terminal import Terminal, table
+
+if TYPE_CHECKING:
+    from dynprune.example import Example
+    from dynprune.report.macs import LayerMacs, MacsReport
+
+app = typer.Typer(no_args_is_help=True, help="Count, time and show what pruning saves.")
+
+
+@app.command()
+def flops(
+    model: ModelName,
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    weights: Weights = "pretrained",
+    input_size: InputSize = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Instances of one call.")] = 1,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Count what runs on its pictures."),
+    ] = None,
+    split: Split = "val",
+    images: Annotated[int, typer.Option("--images", min=1, help="Pictures of --data to run.")] = 16,
+    depth: Annotated[
+        int, typer.Option("--depth", min=0, help="Levels of the model's tree to show.")
+    ] = 3,
+    sort: Annotated[
+        bool, typer.Option("--sort", help="Show the dearest modules first, as a table.")
+    ] = False,
+    fail_if: FailIf = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Count multiply-adds (MACs) of the dense, the rewritten and the pruned model.
+
+    One MAC is one multiply-add; papers on segmentation often print MACs under the name FLOPs.
+    Counts include attention and the gates' own cost. A dense MODEL is gated by the recipe first.
+    """
+    terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
+    bounds = parse_bounds(fail_if)
+    size = parse_size(input_size) if input_size else None
+    followed = find_recipe(model, recipe, overrides)
+    prepare(threads, followed)
+    place = choose_device(device)
+    loaded = load_subject(model, followed, weights=weights, size=size, batch=batch, device=place)
+    from dynprune.gate import is_gated
+    from dynprune.pipeline import apply_recipe
+    from dynprune.report.macs import macs_report
+
+    if not is_gated(loaded.module):
+        if followed is None:
+            terminal.note("the model is dense and no --recipe says how to gate it")
+        else:
+            apply_recipe(loaded, _counting(followed))
+    calls = _calls(data, split, images, loaded.example, place) if data is not None else ()
+    found = macs_report(loaded.module, loaded.example, calls)
+    record = found.to_json()
+    layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
+    terminal.result(record, layers, "", _totals(found))
+    check_bounds(bounds, record)
+
+
+def _counting(recipe: Recipe) -> Recipe:
+    """The recipe without calibration, on which no count depends."""
+    gate = recipe.apply.gate.model_copy(update={"start": "fresh"})
+    return recipe.model_copy(update={"apply": recipe.apply.model_copy(update={"gate": gate})})
+
+
+def _calls(
+    directory: str, split: str, count: int, example: "Example", device: str
+) -> "list[Example]":
+    """Pictures of a data set, at the size of the example."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    from dynprune.data import normalise, open_dataset
+    from dynprune.example import Example
+
+    data = open_dataset(directory, split)
+    batch, _, height, width = example.tensors[0].shape
+    pictures = []
+    for index in range(min(count, len(data))):
+        picture = data.load(index)[0][None].to(device)
+        pictures.append(
+            interpolate(normalise(picture), (height, width), mode="bilinear", antialias=True)
+        )
+    return [Example((torch.cat(list(part)),)) for part in _parts(pictures, batch)]
+
+
+def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Split into parts of equal size; what is left over falls away."""
+    return [items[i : i + size] for i in range(0, len(items) - size + 1, size)]
+
+
+def _giga(macs: float) -> str:
+    return f"{macs / 1e9:,.3f}"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _totals(found: "MacsReport") -> Table:
+    """The forms of the model side by side."""
+    ran = found.executed
+    spread = "" if ran.least == ran.most else f"from {_giga(ran.least)} to {_giga(ran.most)}"
+    return table(
+        "",
+        ">G MACs",
+        ">of dense",
+        ">M parameters",
+        "",
+        title=f"input {list(found.input)}",
+        rows=[
+            ("dense", _giga(found.dense), "100.0%", f"{found.dense_parameters / 1e6:.2f}", ""),
+            ("rewritten", _giga(found.rewritten), _share(found.rewritten, found.dense), "", ""),
+            (
+                "pruned, analytic",
+                _giga(found.analytic),
+                _share(found.analytic, found.dense),
+                f"{found.pruned_parameters / 1e6:.2f}",
+                "",
+            ),
+            ("pruned, executed", _giga(ran.mean), _share(ran.mean, found.dense), "", spread),
+        ],
+    )
+
+
+def _by_cost(layers: "Sequence[LayerMacs]") -> Table:
+    dearest = sorted(layers, key=lambda layer: -max(layer.dense, layer.pruned))
+    return table(
+        "module",
+        ">dense M MACs",
+        ">pruned M MACs",
+        rows=[
+            (
+                layer.name or "(the model itself)",
+                f"{layer.dense / 1e6:,.2f}",
+                f"{layer.pruned / 1e6:,.2f}",
+            )
+            for layer in dearest
+        ],
+    )
+
+
+def _tree(layers: "Sequence[LayerMacs]", depth: int) -> Tree:
+    """The modules as they nest, each with its own and its children's multiply-adds."""
+    sums: dict[tuple[str, ...], list[int]] = {}
+    for layer in layers:
+        parts = tuple(layer.name.split(".")) if layer.name else ()
+        for level in range(min(len(parts), depth) + 1):
+            both = sums.setdefault(parts[:level], [0, 0])
+            both[0] += layer.dense
+            both[1] += layer.pruned
+    root = Tree(_branch("model", sums.get((), [0, 0])))
+    branches: dict[tuple[str, ...], Tree] = {(): root}
+    for parts, both in sums.items():
+        if parts:
+            branches[parts] = branches[parts[:-1]].add(_branch(parts[-1], both))
+    return root
+
+
+def _branch(name: str, macs: Sequence[int]) -> str:
+    return f"{name}  {_giga(macs[0])} -> {_giga(macs[1])} G MACs"
