@@ -232,17 +232,25 @@ def _classes(ledger: Ledger, root: Ids, layers: list[Layer]) -> dict[int, _Class
 def _is_neuron(neuron: _Class, layers: list[Layer]) -> bool:
     """Whether a user would call it one: made by a linear layer, and read or met by another.
 
-    A residual stream behind a norm is none: nobody would prune it as one group.
+    A residual stream is none where a norm or a wide convolution makes it hopeless anyway.
     """
+    makers = [layers[place] for place in neuron.made]
     if not (neuron.read or neuron.scored or neuron.valued):
         return False
-    if not any(layers[place].is_linear for place in neuron.made):
+    if not any(maker.is_linear for maker in makers):
         return False
-    return not ((neuron.summed or _ADDED in neuron.reasons) and _NORMALISED & set(neuron.reasons))
+    residual = neuron.summed or _ADDED in neuron.reasons
+    hopeless = _NORMALISED & set(neuron.reasons) or not all(maker.is_linear for maker in makers)
+    return not (residual and hopeless)
 
 
 _ADDED = "added to values that no linear layer of its own makes"
-_NORMALISED = {"a LayerNorm mixes its channels", "the model averages its channels"}
+_NORMALISED = {
+    "a LayerNorm mixes its channels",
+    "a GroupNorm mixes its channels",
+    "a RMSNorm mixes its channels",
+    "the model averages its channels",
+}
 
 
 def _heads(keys: list[int], rows: Iterable[Ids]) -> tuple[int, list[int], str | None]:

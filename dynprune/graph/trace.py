@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -80,7 +81,8 @@ def trace(model: nn.Module, example: Example) -> Trace:
     """
     start = time.perf_counter()
     notes: list[str] = []
-    with at_inference(model):
+    with at_inference(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The tracer warns about its own internals.
         failure: Exception | None = None
         for call in _calls(example):
             try:

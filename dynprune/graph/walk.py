@@ -30,7 +30,7 @@ _REARRANGE = {
 _PRODUCTS = {
     "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul",
     "mm", "batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-    "native_batch_norm", "mkldnn_rnn_layer",
+    "native_batch_norm", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
 
 
@@ -203,7 +203,8 @@ class Walk:
             ]
         leaf = owned[0].rpartition(".")[2]
         if leaf not in {"weight", "running_mean"}:
-            return scope, [f"{scope} holds its weight as {leaf}, so it is no linear layer"]
+            fault = f"{scope or 'the model'} keeps its weight as {leaf}, not in a linear layer"
+            return scope, [fault]
         inside = [op for op in self._operations[scope] if op not in _REARRANGE]
         if not scope or any(op not in _PRODUCTS for op in inside):
             return scope, [f"{scope or 'the model'} does more than one linear map"]
