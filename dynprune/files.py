@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dynprune.errors import OutputError
+from dynprune.errors import DynpruneError, OutputError
 
 __all__ = ["check_output", "written_directory"]
 
@@ -62,7 +62,7 @@ def written_directory(directory: Path, *, overwrite: bool = False) -> Iterator[P
         _swap(beside, directory)
         _flush(directory.parent)
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, DynpruneError):
             raise
         raise OutputError(f"Writing {directory} failed: {error.strerror or error}.") from error
     finally:
