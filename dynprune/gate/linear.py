@@ -219,7 +219,9 @@ class DynamicLinear(nn.Module):
             keep.scatter_(1, rows.flatten(1), True)
             kept -= index.numel() - rows[0].numel()
             if selection.value is not None and port.carries_value:
-                value = value.scatter(1, rows[..., -1], selection.value)
+                carrying = rows[..., -1:] if gate.kind == "qk" else rows
+                factor = selection.value.repeat_interleave(carrying.shape[-1], 1)
+                value = value.scatter(1, carrying.flatten(1), factor)
             if gate.mean is not None:
                 means = gate.mean[selection.index].repeat_interleave(index.shape[1], 1)
                 mean = mean.scatter(1, rows.flatten(1), means)
@@ -229,9 +231,18 @@ class DynamicLinear(nn.Module):
     def _narrowed(self, x: Tensor, ports: Sequence[Port], columns: Tensor) -> Tensor:
         """Give the kept columns (B, T, P) of an input that may still be full width."""
         tokens = to_instances(x, columns.shape[0], ports[0].gate.layout)
-        if any(port.gate.running == "scatter" for port in ports):
-            return tokens.gather(2, columns[:, None].expand(-1, tokens.shape[1], -1))
-        return tokens
+        if all(port.gate.running == "compact" for port in ports):
+            return tokens
+        place, _ = self._places(ports, columns, self.in_features)
+        return tokens.gather(2, place[:, None].expand(-1, tokens.shape[1], -1))
+
+    def _places(self, ports: Sequence[Port], kept: Tensor, size: int) -> tuple[Tensor, int]:
+        """Give where kept positions lie on an axis that only its compact ports have narrowed."""
+        compact = [port for port in ports if port.gate.running == "compact"]
+        if not compact:
+            return kept, size
+        there, _, _ = self._positions(compact, size)
+        return torch.searchsorted(there.contiguous(), kept.contiguous()), there.shape[1]
 
     def _widened(self, x: Tensor, ports: Sequence[Port]) -> Tensor:
         """Give the full-width masked input that this layer's own gates choose by."""
@@ -275,9 +286,9 @@ class DynamicLinear(nn.Module):
             offset = None if offset is None else offset * row_value
         y = self._multiply(tokens, weight, offset)
         if rows is not None and any(p.gate.running == "scatter" for p in makes):
-            y = y.new_zeros(*y.shape[:-1], out_features).scatter(
-                2, rows[:, None].expand(-1, y.shape[1], -1), y
-            )
+            place, width = self._places(makes, rows, out_features)
+            full = y.new_zeros(*y.shape[:-1], width)
+            y = full.scatter(2, place[:, None].expand(-1, y.shape[1], -1), y)
         return from_instances(y, x, layout)
 
     def _gather_weights(

@@ -31,7 +31,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2, to
 
 @dataclass
 class _Unit:
-    """Groups that are tried together: those whose producers have one parent."""
+    """Groups that are tried together, and the module that runs them."""
 
     module: str
     plans: list[GroupPlan]
@@ -95,14 +95,25 @@ def verify(
 
 
 def _units(plans: Sequence[GroupPlan], calls: Mapping[str, int]) -> list[_Unit]:
-    """Bring groups of one attention together and find the smallest module that runs them all."""
-    units: dict[str, list[GroupPlan]] = {}
+    """Bring groups together that share heads or a layer; find the smallest module that runs them.
+
+    What one group does to a layer must be right for the others that meet there.
+    """
+    units: list[tuple[set[str], list[GroupPlan]]] = []
     for plan in gated(plans):
-        first = plan.group.producers[0].module
-        parent = first.rpartition(".")[0]
-        key = parent if plan.group.heads else plan.group.name + "\0ffn"
-        units.setdefault(key, []).append(plan)
-    return [_Unit(_runner(members, calls), members) for members in units.values()]
+        places, members = set(plan.group.modules), [plan]
+        if plan.group.heads:
+            parent = plan.group.producers[0].module.rpartition(".")[0]
+            places.add(f"heads of {parent}")
+        apart = []
+        for other in units:
+            if places.isdisjoint(other[0]):
+                apart.append(other)
+            else:
+                places |= other[0]
+                members = other[1] + members
+        units = [*apart, (places, members)]
+    return [_Unit(_runner(members, calls), members) for _, members in units]
 
 
 def _runner(plans: Sequence[GroupPlan], calls: Mapping[str, int]) -> str:
