@@ -47,7 +47,7 @@ def fit_predictor(predictor: GatePredictor, summaries: Tensor, targets: Tensor) 
             inverse = torch.linalg.inv(gram + ridge * torch.eye(count, dtype=gram.dtype))
             hat = gram @ inverse + 1.0 / count
             left = (t - gram @ inverse @ t) / (1.0 - hat.diagonal()).clamp_min(1e-6)[:, None]
-            gain = float(1.0 - left.square().sum() / spread.clamp_min(1e-12))
+            gain = 1.0 - float(left.square().sum() / spread) if spread > 0 else 0.0
             if gain > gained:
                 best, gained = inverse, gain
         predictor.up.weight.zero_()

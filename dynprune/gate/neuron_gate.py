@@ -220,8 +220,8 @@ class NeuronGate(nn.Module):
         if state.summaries is not None:
             state.summaries.append(pool_tokens(tokens, self.config.pool, self.real_tokens(tokens)))
         if state.forced is not None:
-            scores, factor = state.forced
-            return scores[:batch], factor[:batch] if self.config.mode == "value" else None
+            scores, forced = state.forced
+            return scores[:batch], forced[:batch] if self.config.mode == "value" else None
         if self.predictor is None:
             return self.prior.expand(batch, -1), None
         f: Tensor = self.predictor(pool_tokens(tokens, self.config.pool, self.real_tokens(tokens)))

@@ -18,7 +18,7 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import Execution
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
 
-__all__ = ["verify"]
+__all__ = ["tensors_of", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ class _Trial:
             for gate in self.gates.values():
                 gate.narrow_heads(())
                 gate.verified = "masked"
-        return [leaf for leaf in _leaves(output) if isinstance(leaf, Tensor)]
+        return tensors_of(output)
 
     def _agrees(self, run: Callable[[], list[Tensor]], reference: list[Tensor]) -> bool:
         try:
@@ -309,11 +309,11 @@ class _Trial:
             return False
 
 
-def _leaves(output: Any) -> list[Any]:
-    """Flatten outputs, also of dataclasses that pytree does not know."""
+def tensors_of(output: Any) -> list[Tensor]:
+    """Give the tensors of a model's output, also of dataclasses that pytree does not know."""
     if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
-        return [leaf for value in vars(output).values() for leaf in _leaves(value)]
-    return pytree.tree_leaves(output)
+        return [leaf for value in vars(output).values() for leaf in tensors_of(value)]
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _close(result: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:

@@ -1,0 +1,57 @@
+"""What the laws of gating need of a model: its tensors, errors between them, random choices."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.example import Example
+from dynprune.gate import GateConfig, gate_model, gates
+from dynprune.gate.inject import Attachment
+from dynprune.gate.probe import evaluating
+from dynprune.gate.verify import tensors_of
+from dynprune.graph import Grouping, find_groups
+from tests.zoo import ZOO
+
+
+def run(model: nn.Module, example: Example) -> list[Tensor]:
+    """Give every floating-point tensor that a model returns."""
+    with evaluating(model):
+        return [t.double() for t in tensors_of(example.run(model)) if t.is_floating_point()]
+
+
+def error(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Give the largest difference over the largest magnitude."""
+    assert [t.shape for t in found] == [t.shape for t in wanted]
+    pairs = zip(found, wanted, strict=True)
+    return max(float((f - w).abs().max() / w.abs().max().clamp_min(1e-9)) for f, w in pairs)
+
+
+def gated_animal(
+    name: str, *, prune_ratio: float = 0.5, **config: object
+) -> tuple[nn.Module, Example, Grouping, Attachment]:
+    """Make a model of the zoo and gate all its candidates, causal or not."""
+    model, example = ZOO[name].made()
+    grouping = find_groups(model, example)
+    settings = GateConfig(prune_ratio=prune_ratio, align=1, **config)  # type: ignore[arg-type]
+    configs = {group.name: settings for group in grouping.candidates}
+    record = gate_model(model, example, grouping.groups, configs, allow_causal=True)
+    return model, example, grouping, record
+
+
+@contextmanager
+def forced(model: nn.Module, instances: int, seed: int = 0) -> Iterator[None]:
+    """Give every instance its own random mask and values, and every skipped neuron a mean."""
+    random = torch.Generator().manual_seed(seed)
+    for gate in gates(model).values():
+        scores = torch.rand(instances, gate.neurons, generator=random)
+        factor = torch.rand(instances, gate.neurons, generator=random) + 0.5
+        gate.force(scores.to(gate.prior), factor.to(gate.prior))
+        if gate.mean is not None:
+            gate.mean.data.copy_(torch.randn(gate.neurons, generator=random))
+    try:
+        yield
+    finally:
+        for gate in gates(model).values():
+            gate.force(None)
