@@ -1,0 +1,192 @@
+"""What each command gives back when it is used as it is meant."""
+
+import json
+
+import pytest
+import torch
+
+KINDS = {"ffn", "qk", "v"}
+
+
+def test_the_version_is_shown(run):
+    assert run("--version").out.startswith("dynprune ")
+
+
+def test_env_tells_the_versions(run):
+    assert {"dynprune", "torch", "python"} <= run("env", "--json").document.keys()
+
+
+def test_inspect_gives_the_contracts_keys_and_changes_nothing(run, dense, recipe):
+    before = (dense / "model.safetensors").read_bytes()
+    found = run("inspect", dense, "--recipe", recipe, "--json").document
+    assert found.keys() >= {"model", "groups", "trace_seconds"}
+    gated = [group for group in found["groups"] if group["mode"] != "refused"]
+    assert len(gated) == 12
+    for group in found["groups"]:
+        assert group["kind"] in KINDS
+        assert group.keys() >= {"name", "producers", "consumers", "carriers", "neurons", "heads"}
+        assert (group["reason"] is None) == (group["mode"] == "compact")
+    assert (dense / "model.safetensors").read_bytes() == before
+
+
+def test_inspect_shows_a_row_for_every_group(run, dense, recipe):
+    out = run("inspect", dense, "--recipe", recipe).out
+    assert out.count("compact") >= 12
+    assert "mlp.fc1" in out
+
+
+def test_inspect_needs_no_recipe(run, dense):
+    groups = run("inspect", dense, "--input-size", "64x64", "--json").document["groups"]
+    assert {group["kind"] for group in groups if group["mode"] == "compact"} == KINDS
+
+
+def test_inspect_of_a_gated_model_tells_what_was_done(run, gated):
+    groups = run("inspect", gated, "--json").document["groups"]
+    assert sum(group["mode"] == "compact" for group in groups) == 12
+
+
+def test_apply_writes_a_model_that_loads_without_a_recipe(gated):
+    from dynprune.gate import gates
+    from dynprune.save import load
+
+    (gated / "recipe.yaml").rename(gated / "moved")
+    try:
+        model = load(gated)
+    finally:
+        (gated / "moved").rename(gated / "recipe.yaml")
+    assert {gate.kept / gate.width for gate in gates(model).values()} == {0.5}
+    assert model(torch.zeros(1, 3, 64, 96)).logits.shape == (1, 3, 16, 24)
+
+
+def test_apply_needs_no_weights_where_the_recipe_builds_the_model(run, recipe, tmp_path):
+    document = run(
+        "apply", "--recipe", recipe, "--weights", "random", "-o", tmp_path / "out", "--json"
+    ).document
+    assert document["output"] == str(tmp_path / "out")
+    assert document["modes"]["compact"] == 12
+    assert not document["calibrated"]
+
+
+def test_apply_takes_overrides(run, dense, recipe, tmp_path):
+    document = run(
+        "apply", dense, "--recipe", recipe, "--set", "apply.targets=[{kind: ffn}]",
+        "--set", "sparsity.final=0.25", "-o", tmp_path / "out", "--json",
+    ).document  # fmt: skip
+    assert document["modes"]["compact"] == 4
+    assert document["keep_ratio"] == pytest.approx(0.75)
+
+
+def test_a_dry_run_writes_nothing(run, dense, recipe, data, tmp_path):
+    out = tmp_path / "out"
+    flags = ("--recipe", recipe, "-o", out, "--dry-run", "--json")
+    assert run("apply", dense, *flags).document["dry_run"]
+    assert run("distill", "--teacher", dense, "--data", data, *flags).document["steps"] == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_eval_gives_the_contracts_keys(run, gated, data):
+    found = run("eval", gated, "--data", data, "--json").document
+    assert found["images"] == 2
+    assert 0 <= found["miou"] <= 1
+    assert 0 <= found["pixel_accuracy"] <= 1
+    assert list(found["per_class"]) == ["sky", "sea", "land"]
+
+
+def test_eval_shows_every_class_and_the_split(run, dense, data):
+    out = run("eval", dense, "--data", data, "--split", "train").out
+    assert "sea" in out
+    assert "images 4" in out
+
+
+def test_predict_writes_two_pictures_for_each(run, dense, data, tmp_path):
+    pictures = sorted((data / "images" / "val").iterdir())
+    document = run("predict", dense, *pictures, "-o", tmp_path / "out", "--json").document
+    assert len(document["images"]) == 2
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"0.png", "0_labels.png", "1.png", "1_labels.png"}
+
+
+def test_report_flops_gives_the_contracts_keys(run, dense, recipe):
+    found = run(
+        "report", "flops", dense, "--recipe", recipe, "--input-size", "64x64", "--json"
+    ).document
+    assert found["unit"] == "MAC"
+    assert found["input"] == [1, 3, 64, 64]
+    assert found["dense"] > found["rewritten"] > found["pruned"]["analytic"]
+    ran = found["pruned"]["executed"]
+    assert ran["min"] <= ran["mean"] <= ran["max"]
+    assert ran["mean"] == pytest.approx(found["pruned"]["analytic"], rel=0.01)
+    assert found["params"].keys() == {"dense", "pruned"}
+    assert sum(layer["dense"] for layer in found["layers"]) == found["dense"]
+
+
+def test_report_flops_of_a_batch_is_a_multiple(run, gated):
+    one = run("report", "flops", gated, "--json").document
+    four = run("report", "flops", gated, "--batch", 4, "--json").document
+    assert four["dense"] == 4 * one["dense"]
+
+
+def test_report_flops_runs_on_pictures(run, gated, data):
+    found = run("report", "flops", gated, "--data", data, "--json").document
+    assert found["pruned"]["executed"]["min"] > 0
+
+
+def test_report_flops_shows_a_tree_or_the_dearest_modules(run, gated):
+    assert "decode_head" in run("report", "flops", gated, "--depth", 1).out
+    assert "G MACs" in run("report", "flops", gated, "--sort").out
+
+
+def test_distill_trains_writes_and_resumes_nothing_twice(run, dense, recipe, data, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--data", data, "--teacher", dense, "-o", out, "--json", "--device", "cpu")
+    first = run("distill", "--recipe", recipe, *flags)
+    assert first.document["steps"] == 4
+    assert 0 <= first.document["validation"]["miou"] <= 1
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["stage"] for record in records][-1] == "logits"
+    assert {"model.safetensors", "dynprune.json", "recipe.yaml", "checkpoints"} <= {
+        path.name for path in out.iterdir()
+    }
+    weights = (out / "model.safetensors").read_bytes()
+    run("distill", *flags, "--resume")  # the recipe is the run's own
+    assert (out / "model.safetensors").read_bytes() == weights
+    found = run("eval", out, "--data", data, "--json").document
+    assert found["miou"] == pytest.approx(first.document["validation"]["miou"])
+
+
+def test_distill_overwrites_its_own_run_alone(run, dense, recipe, data, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--recipe", recipe, "--data", data, "--teacher", dense, "-o", out, "--device", "cpu")
+    run("distill", *flags, "--stage", "features")
+    again = run("distill", *flags, "--overwrite", "--json").document
+    assert again["steps"] == 4
+    (out / "thesis.tex").write_text("mine")
+    assert "thesis.tex" in run("distill", *flags, "--overwrite", code=4).err
+    assert (out / "thesis.tex").read_text() == "mine"
+
+
+def test_recipe_list_names_every_recipe(run):
+    from dynprune.recipe import recipe_names
+
+    listed = run("recipe", "list", "--json").document["recipes"]
+    assert [recipe["name"] for recipe in listed] == recipe_names()
+    assert "segformer-b2" in run("recipe", "list").out
+
+
+def test_recipe_show_keeps_comments_and_resolves_on_demand(run):
+    assert "# SegFormer-B2" in run("recipe", "show", "segformer-b2").out
+    assert "final: 0.5" in run("recipe", "show", "demo", "--set", "sparsity.final=0.5").out
+    assert run("recipe", "show", "demo", "--json").document["schema"] == "dynprune/1"
+
+
+def test_recipe_copy_writes_a_file_once(run, tmp_path):
+    target = tmp_path / "mine.yaml"
+    run("recipe", "copy", "demo", "-o", target)
+    assert run("recipe", "validate", target, "--json").document == {"recipe": "demo", "valid": True}
+    run("recipe", "copy", "demo", "-o", target, code=4)
+    run("recipe", "copy", "demo", "-o", target, "--overwrite")
+
+
+@pytest.mark.parametrize("command", ["inspect", "apply", "distill", "eval", "predict", "report"])
+def test_every_command_explains_itself(run, command):
+    assert "Usage" in run(command, "--help").out
