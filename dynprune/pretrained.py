@@ -18,8 +18,15 @@ import torch
 from torch import nn
 
 from dynprune.errors import InputError
+from dynprune.files import written_directory
 
-__all__ = ["build_architecture", "configuration_of", "load_pretrained", "read_configuration"]
+__all__ = [
+    "build_architecture",
+    "configuration_of",
+    "load_pretrained",
+    "read_configuration",
+    "write_pretrained",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +118,18 @@ def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Modul
             f"{architecture} cannot be built from its configuration: {_first(error)}"
         ) from error
     return model.eval()
+
+
+def write_pretrained(model: nn.Module, directory: Path, *, overwrite: bool = False) -> None:
+    """Write a transformers model as ``config.json`` and ``model.safetensors``, or nothing.
+
+    Raises:
+        OutputError: if the directory is not empty or cannot be written.
+    """
+    with written_directory(directory, overwrite=overwrite) as beside, _quiet():
+        model.save_pretrained(beside)  # type: ignore[operator]
+        for path in beside.iterdir():
+            path.chmod(0o644)  # safetensors keeps its files from everyone else
 
 
 def _configuration(name: str) -> tuple[Any, bool]:
