@@ -74,9 +74,10 @@ def record_one_run(model: nn.Module, example: Example) -> Recorded:
             module.register_forward_hook(leave),
         ]
     try:
-        module = make_fx(call, tracing_mode="real", pre_dispatch=True)(
-            state, [leaves[i] for i in places]
+        traced = make_fx(
+            call, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
         )
+        module = traced(state, [leaves[i] for i in places])
     finally:
         for handle in handles:
             handle.remove()

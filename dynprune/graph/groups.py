@@ -15,6 +15,7 @@ from dynprune.graph.costs import cost_nodes
 from dynprune.graph.ledger import Ids, Layer, Ledger, components
 from dynprune.graph.neurons import Channels, GroupKind, MacNode, NeuronGroup
 from dynprune.graph.rules import RULES
+from dynprune.graph.rules.pointwise import ADDED
 from dynprune.graph.trace import Method, trace
 from dynprune.graph.walk import Walk
 
@@ -174,7 +175,7 @@ def _gather(ledger: Ledger) -> tuple[list[NeuronGroup], Ids]:
             neurons=len(keys),
             heads=heads,
             reason=None,
-            parameters=tuple(name for name in first.parameters if name),
+            parameters=tuple(first.parameters),
         )
         if len(keys) < 2:
             reasons.append("its channels are all tied into one neuron")
@@ -230,21 +231,22 @@ def _classes(ledger: Ledger, root: Ids, layers: list[Layer]) -> dict[int, _Class
 
 
 def _is_neuron(neuron: _Class, layers: list[Layer]) -> bool:
-    """Whether a user would call it one: made by a linear layer, and read or met by another.
+    """Whether a user would call it one: made by linear layers, and read or met by others.
 
-    A residual stream is none where a norm or a wide convolution makes it hopeless anyway.
+    Neurons that something else swallows are shown with the reason. A residual stream is not where
+    a norm or a wide convolution makes it hopeless anyway, nor is an output.
     """
     makers = [layers[place] for place in neuron.made]
-    if not (neuron.read or neuron.scored or neuron.valued):
+    residual = neuron.summed or ADDED in neuron.reasons
+    hopeless = bool(_NORMALISED & set(neuron.reasons)) or not all(m.is_linear for m in makers)
+    if not any(maker.is_linear for maker in makers) or (residual and hopeless):
         return False
-    if not any(maker.is_linear for maker in makers):
-        return False
-    residual = neuron.summed or _ADDED in neuron.reasons
-    hopeless = _NORMALISED & set(neuron.reasons) or not all(maker.is_linear for maker in makers)
-    return not (residual and hopeless)
+    if neuron.read or neuron.scored or neuron.valued:
+        return True
+    return bool(neuron.reasons) and not residual and _RETURNED not in neuron.reasons
 
 
-_ADDED = "added to values that no linear layer of its own makes"
+_RETURNED = "returned as an output of the model"
 _NORMALISED = {
     "a LayerNorm mixes its channels",
     "a GroupNorm mixes its channels",

@@ -17,7 +17,7 @@ from dynprune.example import Example
 from dynprune.graph.fallback import record_one_run
 from dynprune.graph.inference import at_inference
 
-__all__ = ["Method", "Trace", "trace"]
+__all__ = ["Method", "Trace", "trace", "writes_in_place"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _first_line(error: Exception | None) -> str:
 def _exported(model: nn.Module, call: Example, batch: int, start: float) -> Trace:
     program = torch.export.export(model, call.args, dict(call.kwargs), strict=False)
     operations = {node.target for node in program.graph.nodes}
-    if operations & _DECOMPOSED or any(_mutates(node) for node in program.graph.nodes):
+    if operations & _DECOMPOSED or any(writes_in_place(node) for node in program.graph.nodes):
         table = torch.export.default_decompositions()
         program = program.run_decompositions({op: table[op] for op in operations & _DECOMPOSED})
     signature = program.graph_signature
@@ -163,7 +163,7 @@ def _exported(model: nn.Module, call: Example, batch: int, start: float) -> Trac
         program.graph_module,
         names,
         values,
-        dict(_scopes(program.graph_module)),
+        dict(_scopes(model, program.graph_module)),
         frozenset(inputs),
         instances=call.batch,
         batch=batch,
@@ -172,21 +172,33 @@ def _exported(model: nn.Module, call: Example, batch: int, start: float) -> Trac
     )
 
 
-def _mutates(node: fx.Node) -> bool:
-    """Whether a node changes an argument in place so that its channels could change."""
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a node writes into another value so that its channels could change.
+
+    A function of one whole value (``relu_``) may be done in place: each channel stays itself.
+    """
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable and len(node.all_input_nodes) > 1
+    if schema is None or not schema.is_mutable:
+        return False
+    made_by = getattr(getattr(node.args[0], "target", None), "_schema", None)
+    if made_by is not None and not made_by.is_mutable:
+        if any(value.alias_info is not None for value in made_by.returns):
+            return True  # Into a view, through which it changes the viewed value.
+    return len(node.all_input_nodes) > 1
 
 
-def _scopes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
-    """The innermost module of every node, nested graphs included."""
+def _scopes(model: nn.Module, module: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:
+    """The innermost module of every node, nested graphs included, by its first name."""
+    first = {id(child): name for name, child in model.named_modules()}
+    names = {name: first[id(child)] for name, child in model.named_modules(remove_duplicate=False)}
     for child in module.modules():
         if isinstance(child, fx.GraphModule):
             for node in child.graph.nodes:
                 stack = node.meta.get("nn_module_stack") or {}
                 name = next(reversed(stack.values()))[0] if stack else ""
                 # A second call of a module is marked with @1 behind its name.
-                yield node, re.sub(r"@\d+", "", name)
+                name = re.sub(r"@\d+", "", name)
+                yield node, names.get(name, name)
 
 
 def _aliases(model: nn.Module) -> dict[int, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from dynprune.graph.labels import tidy
 from dynprune.graph.ledger import Ids, Layer, Ledger, Product
-from dynprune.graph.trace import Trace
+from dynprune.graph.trace import Trace, writes_in_place
 
 __all__ = ["Labels", "Rule", "Walk", "operation"]
 
@@ -168,47 +168,42 @@ class Walk:
 
     def layer(self, node: fx.Node, weight: Any, inputs: int, outputs: int) -> Layer:
         """The layer that a product with a weight belongs to, with its faults."""
-        names = self.names(weight)
         scope = self.scope(node)
-        owner, faults = self._owner(names, scope)
-        layer = self.ledger.layer(names[0] if names else f"%{node.name}", owner, inputs, outputs)
+        name, faults = self._home(weight, scope)
+        owner = name.rpartition(".")[0]
+        if name and not faults:
+            readers = self._readers(weight)
+            tied = {alias.rpartition(".")[0] for alias in self.names(weight)}
+            if not tied.issuperset(readers):
+                faults.append(f"the weight of {owner} is also read outside of it")
+            elif readers.count(owner) > 1:
+                faults.append(f"{owner} is called {readers.count(owner)} times")
+        layer = self.ledger.layer(name or f"%{node.name}", owner or scope, inputs, outputs)
         layer.faults += [fault for fault in faults if fault not in layer.faults]
-        if names:
-            scopes = self._readers(weight)
-            if any(reader != owner for reader in scopes if reader not in self._owners(names)):
-                fault = f"the weight of {owner} is also read outside of it"
-                layer.faults += [] if fault in layer.faults else [fault]
-            calls = scopes.count(scope)
-            if calls > 1 and not layer.faults:
-                layer.faults.append(f"{owner} is called {calls} times")
         return layer
 
     def own_module(self, node: fx.Node, weight: Any) -> str | None:
         """The module whose only work is this node, if there is one and it runs once."""
-        owner, faults = self._owner(self.names(weight), self.scope(node))
-        once = not faults and self._readers(weight).count(owner) == len(self._readers(weight)) == 1
-        return owner if once else None
+        name, faults = self._home(weight, self.scope(node))
+        return name.rpartition(".")[0] if not faults and len(self._readers(weight)) == 1 else None
 
-    def _owners(self, names: tuple[str, ...]) -> set[str]:
-        return {name.rpartition(".")[0] for name in names}
-
-    def _owner(self, names: tuple[str, ...], scope: str) -> tuple[str, list[str]]:
+    def _home(self, weight: Any, scope: str) -> tuple[str, list[str]]:
+        """The name under which a module uses a weight, and why it is no layer of its own."""
+        names = self.names(weight)
+        where = scope or "the model"
         if not names:
-            return scope, [f"the weight that {scope or 'the model'} uses is computed, not stored"]
-        owned = [name for name in names if name.rpartition(".")[0] == scope]
-        if not owned:
+            return "", [f"the weight that {where} uses is computed, not stored"]
+        own = [name for name in names if name.rpartition(".")[0] == scope]
+        if not own:
             owner = names[0].rpartition(".")[0]
-            return owner, [
-                f"the weight of {owner} is read outside of it, by {scope or 'the model'}"
-            ]
-        leaf = owned[0].rpartition(".")[2]
+            return names[0], [f"the weight of {owner} is read outside of it, by {where}"]
+        leaf = own[0].rpartition(".")[2]
         if leaf not in {"weight", "running_mean"}:
-            fault = f"{scope or 'the model'} keeps its weight as {leaf}, not in a linear layer"
-            return scope, [fault]
+            return own[0], [f"{where} keeps its weight as {leaf}, not in a linear layer"]
         inside = [op for op in self._operations[scope] if op not in _REARRANGE]
         if not scope or any(op not in _PRODUCTS for op in inside):
-            return scope, [f"{scope or 'the model'} does more than one linear map"]
-        return scope, []
+            return own[0], [f"{where} does more than one linear map"]
+        return own[0], []
 
     def _readers(self, weight: fx.Node) -> list[str]:
         """The innermost module of every operation that reads a weight, casts aside."""
@@ -271,6 +266,8 @@ class Walk:
             labelled = [n for n in node.all_input_nodes if self._labels.get(n) is not None]
             self.spoil(labelled, f"passes through {name}, of which nothing is known")
             return None
+        if writes_in_place(node):
+            self.spoil(node.all_input_nodes, f"overwritten in place by {name}")
         try:
             found = rule(self, node)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):

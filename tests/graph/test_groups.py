@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.graph import Grouping, NeuronGroup, ancestor, find_groups
+from dynprune.graph import Channels, Grouping, NeuronGroup, ancestor, find_groups
 from tests.zoo import ZOO, census
 
 # Under load by other work the machine may be several times slower than the target of 5 s.
@@ -127,7 +127,7 @@ def mask(model: nn.Module, group: NeuronGroup, gone: Tensor) -> None:
 
 
 def scramble(model: nn.Module, group: NeuronGroup, gone: Tensor, gain: float = 1.0) -> None:
-    """Randomise producers and carriers in place; of queries and keys that meet, the keys alone."""
+    """Randomise producers and carriers in place; of queries and keys, a query row alone."""
     torch.manual_seed(1)
 
     def noise(rows: Tensor) -> Tensor:
@@ -137,11 +137,8 @@ def scramble(model: nn.Module, group: NeuronGroup, gone: Tensor, gain: float = 1
         for channels in (*group.producers, *group.carriers):
             change_rows(model, channels, gone, noise)
         return
-    last = group.producers[-1]
-    if len(group.producers) == 1:  # Fused: the keys' rows are the later half.
-        half = last.index.shape[1] // 2 if group.heads == 4 or group.heads == 1 else -2
-        last = type(last)(last.module, last.index[:, half:], last.size)
-    change_rows(model, last, gone, noise)
+    first = group.producers[0]
+    change_rows(model, Channels(first.module, first.index[:, :1], first.size), gone, noise)
 
 
 def change_rows(model: nn.Module, channels, gone: Tensor, change) -> None:

@@ -15,7 +15,7 @@ __all__ = ["MOVES"]
 _LITERAL = (
     "alias", "chunk", "constant_pad_nd", "diagonal", "expand", "expand_as", "flatten", "flip",
     "movedim", "narrow", "numpy_T", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat",
-    "repeat_interleave", "reshape", "roll", "select", "select_scatter", "slice", "slice_scatter",
+    "repeat_interleave", "reshape", "roll", "select", "slice",
     "split", "split_with_sizes", "squeeze", "stack", "swapaxes", "t", "tensor_split", "tile",
     "transpose", "unbind", "unflatten", "unfold", "unsqueeze", "view", "view_as", "_unsafe_view",
     "mT", "cat", "concat", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "matrix_H",
@@ -104,6 +104,20 @@ def _pad_mode(walk: Walk, node: fx.Node) -> Labels:
     return _pad(labels, pad)
 
 
+def _overwrite(walk: Walk, node: fx.Node) -> Labels:
+    """Write one tensor into a part of another (an assignment to a slice)."""
+    a = walk.arguments(node)
+    labels, source = walk.labels(a["self"]), walk.labels(a["src"])
+    walk.spoil_others(node, a["self"], a["src"])
+    axis = int(a["dim"])
+    for found in (labels, source):
+        if found is not None and axis % len(walk.shape(node)) in varying(found):
+            walk.ledger.taint(found, "some of its channels are overwritten in place")
+    if labels is None or source is None:
+        walk.ledger.taint(labels if labels is not None else source, "overwritten in place")
+    return _literal(walk, node)
+
+
 def _still(walk: Walk, node: fx.Node) -> Labels:
     walk.spoil_others(node, node.args[0])
     return walk.labels(node.args[0])
@@ -158,6 +172,8 @@ def _gather_axis(walk: Walk, node: fx.Node) -> Labels:
 MOVES: dict[str, Rule] = {
     **dict.fromkeys(_LITERAL, _literal),
     **dict.fromkeys(_STILL, _still),
+    "slice_scatter": _overwrite,
+    "select_scatter": _overwrite,
     "pad": _pad_mode,
     "reflection_pad1d": _pad_mode,
     "reflection_pad2d": _pad_mode,

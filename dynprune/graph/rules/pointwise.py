@@ -8,7 +8,10 @@ from torch import Tensor, fx
 from dynprune.graph.labels import compact, ids, overlay, varying
 from dynprune.graph.walk import Labels, Rule, Walk, operation
 
-__all__ = ["POINTWISE"]
+__all__ = ["ADDED", "POINTWISE"]
+
+#: Why a residual stream is none of a layer's own neurons.
+ADDED = "added to values that no linear layer of its own makes"
 
 #: Functions of one value that map zero to zero.
 _KEEP_ZERO = (
@@ -113,7 +116,7 @@ def _combine(walk: Walk, node: fx.Node, left: Any, right: Any, *, by_sum: bool) 
         walk.ledger.shifts.append((ids(labels).long().numpy(), operation(node)))
     if isinstance(other, fx.Node) and _changes_along(walk.shape(other), out):
         if by_sum and walk.depends_on_data(other):
-            walk.ledger.taint(labels, "added to values that no linear layer of its own makes")
+            walk.ledger.taint(labels, ADDED)
         else:
             _note_parameter(walk, other, labels)
     return out
@@ -138,21 +141,27 @@ def _note_parameter(walk: Walk, node: Any, labels: Tensor) -> None:
 def _meet(walk: Walk, a: Tensor, b: Tensor, *, by_sum: bool) -> Tensor:
     """Tie the neurons of two tensors position by position."""
     along_a, along_b = set(varying(a)), set(varying(b))
-    spread_a, spread_b = bool(along_b - along_a), bool(along_a - along_b)
-    if spread_a:
-        walk.ledger.taint(a, "one value of it meets several channels of another layer")
-    if spread_b:
-        walk.ledger.taint(b, "one value of it meets several channels of another layer")
-    if not spread_a and not spread_b:
-        small_a, small_b = torch.broadcast_tensors(compact(a), compact(b))
-        walk.ledger.tie(small_a, small_b, by_sum=by_sum)
-        if by_sum and bool(((small_a == 0) ^ (small_b == 0)).any()):
-            lonely = torch.where(small_b == 0, small_a, 0) + torch.where(small_a == 0, small_b, 0)
-            walk.ledger.taint(lonely, "added to values that no linear layer of its own makes")
-        if not by_sum and bool(((small_a == 0) ^ (small_b == 0)).any()):
-            walk.ledger.parameters.append(("", ids(a).long().numpy()))
-        return overlay(a, b)
-    return a if spread_b and not spread_a else b if spread_a and not spread_b else overlay(a, b)
+    small_a, small_b = torch.broadcast_tensors(compact(a), compact(b))
+    spread_a = not along_b <= along_a and _meets_several(small_a, small_b)
+    spread_b = not along_a <= along_b and _meets_several(small_b, small_a)
+    for labels, spread in ((a, spread_a), (b, spread_b)):
+        if spread:
+            walk.ledger.taint(labels, ADDED if by_sum else "it scales several channels at once")
+    if spread_a or spread_b:
+        return a if not spread_a else b
+    walk.ledger.tie(small_a, small_b, by_sum=by_sum)
+    if bool(((small_a == 0) ^ (small_b == 0)).any()):
+        lonely = torch.where(small_b == 0, small_a, 0) + torch.where(small_a == 0, small_b, 0)
+        reason = ADDED if by_sum else "multiplied with values that no linear layer makes"
+        walk.ledger.taint(lonely, reason)
+    return overlay(a, b)
+
+
+def _meets_several(a: Tensor, b: Tensor) -> bool:
+    """Whether one neuron of ``a`` stands where several of ``b`` do."""
+    meet = (a != 0) & (b != 0)
+    pairs = torch.stack([a[meet], b[meet]]).unique(dim=1)
+    return pairs.shape[1] > len(pairs[0].unique())
 
 
 POINTWISE: dict[str, Rule] = {

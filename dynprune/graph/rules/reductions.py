@@ -55,7 +55,6 @@ def _along(walk: Walk, node: fx.Node) -> Labels:
         return None
     if int(a["dim"]) % labels.dim() in varying(labels):
         walk.ledger.taint(labels, f"{_ALONG[operation(node)]} its channels")
-        return None
     walk.ledger.shifts.append((ids(labels).long().numpy(), operation(node)))
     return labels
 
