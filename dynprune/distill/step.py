@@ -280,11 +280,13 @@ def step_seed(seed: int, step: int, process: int) -> int:
 
 def _checkpoint_gradients(student: nn.Module) -> None:
     """Switch on the model's own gradient checkpointing, in place."""
-    enable = getattr(student, "gradient_checkpointing_enable", None)
-    if enable is None or not getattr(student, "supports_gradient_checkpointing", False):
+    if not getattr(student, "supports_gradient_checkpointing", False):
         raise UsageError(
-            f"{type(student).__name__} has no gradient checkpointing; switch it off, or use a "
-            "smaller crop or accumulate"
+            f"{type(student).__name__} has no gradient checkpointing; switch it off, and use a "
+            "smaller crop or accumulate instead"
         )
     # The re-entrant form needs inputs that require a gradient, which pictures do not.
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    settings = {"use_reentrant": False}
+    name = "activation_checkpointing_enable"  # transformers from 5 on
+    enable: Any = getattr(student, name, None) or student.gradient_checkpointing_enable
+    enable(settings)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
@@ -195,8 +196,10 @@ def _check_teacher(stages: Sequence[StagePlan], teacher: nn.Module | None) -> No
 
 def _accelerator(execution: Execution) -> Accelerator:
     """Join the processes; precision is the recipe's, so accelerate's own setting is ignored."""
+    has_none = execution.device is None and not torch.accelerator.is_available()
     accelerator = Accelerator(
-        cpu=execution.device == "cpu",
+        # On machines without a GPU, too: launched processes would not find each other otherwise.
+        cpu=execution.device == "cpu" or has_none,
         mixed_precision="no",
         kwargs_handlers=[
             # The losses of a stage need not reach every parameter.

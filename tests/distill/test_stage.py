@@ -30,11 +30,13 @@ def test_the_objective_is_the_weighted_sum_of_its_terms_and_penalties():
     target.features["re:segformer\\.stages\\.0"] = [torch.zeros(4, 8, 8, 8)]
     loss, parts = objective(images, labels, target)
 
-    logits = student(images).logits
-    stage_0 = student.segformer.stages[0](images)
+    output = student(images, output_hidden_states=True)
+    logits, stage_0 = output.logits, output.hidden_states[0]
+    theirs = teacher(images, output_hidden_states=True).hidden_states
+    errors = [(s - t).square().mean() for s, t in zip(output.hidden_states, theirs, strict=True)]
     values = sum(g.values.abs().sum(1).mean() for g in gate.gates(student).values())
     expected = {
-        "mse": torch.tensor(0.0),
+        "mse": sum(errors),
         "mse_2": stage_0.square().mean(),
         "cwd": losses.channel_wise([logits], [target.logits], temperature=4.0),
         "ce": losses.cross_entropy(logits, labels),

@@ -9,7 +9,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from dynprune.distill import LossTerm, StagePlan
 from dynprune.example import Example
-from dynprune.gate import GateConfig, GroupPlan, inject
+from dynprune.gate import GateConfig, GroupPlan, gates, inject
 from dynprune.graph.neurons import Channels, NeuronGroup
 from dynprune.rewrite import rewrite
 
@@ -30,6 +30,7 @@ def teacher(seed: int = 0, dropout: float = 0.1) -> nn.Module:
         mlp_ratios=[2, 2, 2, 2],
         decoder_hidden_size=16,
         num_labels=CLASSES,
+        initializer_range=0.3,  # wide, so that a skipped neuron is felt
         hidden_dropout_prob=dropout,
         drop_path_rate=2 * dropout,
         classifier_dropout_prob=dropout,
@@ -69,6 +70,10 @@ def gated(dense: nn.Module, prune_ratio: float = 0.5) -> nn.Module:
         group = NeuronGroup(name, "ffn", at[:1], at[1:2], at[2:], width)
         plans.append(GroupPlan(group, GateConfig(prune_ratio=prune_ratio, align=4)))
     inject(student, plans)
+    generator = torch.Generator().manual_seed(0)
+    for gate in gates(student).values():
+        # An order of their own: neurons of fresh gates tie, and rounding would choose.
+        gate.prior.copy_(torch.randn(gate.neurons, generator=generator))
     return student
 
 
