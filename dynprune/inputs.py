@@ -96,6 +96,9 @@ def _token_arguments(
     arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(config, "is_encoder_decoder", False):
         arguments |= _decoder_ids(config, size[0], generator)
+    if hasattr(config, "vision_config") and "pixel_values" in _parameters(model):
+        picture = (size[0], *_picture_shape(config.vision_config)[1:])
+        arguments["pixel_values"] = torch.randn(picture, generator=generator)
     return arguments
 
 
@@ -111,7 +114,11 @@ def _vocabulary(config: Any) -> int:
 
 def _call(model: nn.Module, arguments: dict[str, Tensor]) -> Example:
     """Pass a single argument by position where it is the model's first, else by name."""
-    first = next(iter(inspect.signature(model.forward).parameters))
+    first = next(iter(_parameters(model)))
     if list(arguments) == [first]:
         return Example((arguments[first],))
     return Example((), arguments)
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters

@@ -108,8 +108,8 @@ def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Modul
         )
     named = {**config, "architectures": [architecture]}
     try:
-        parsed = transformers.CONFIG_MAPPING[kind].from_dict(named)
         with _quiet():
+            parsed = transformers.CONFIG_MAPPING[kind].from_dict(named)
             model: nn.Module = _class_of(parsed, architecture)(parsed)
     except InputError:
         raise
@@ -201,7 +201,7 @@ def _check_weights(directory: Path) -> None:
     if (directory / _INDEX).is_file():
         try:
             shards = json.loads((directory / _INDEX).read_text("utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{directory / _INDEX} is no index of weights: {error}") from error
         files = sorted({directory / shard for shard in shards})
     else:
