@@ -8,6 +8,8 @@ from dynprune.demo import SOURCE, make_dataset, train_teacher
 from dynprune.errors import OutputError
 from dynprune.evaluate import evaluate
 from dynprune.models import build, load_model
+from dynprune.recipe import load_recipe
+from dynprune.recipe.build import model_arguments
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,13 @@ def test_the_teacher_is_a_segformer_of_four_stages_with_the_published_decoder():
     assert fuse.in_channels == 4 * fuse.out_channels
     assert fuse.bias is None
     assert model(torch.zeros(1, 3, *SIZE)).logits.shape[1] == len(CLASSES)
+
+
+def test_the_demos_recipe_describes_the_teacher():
+    described = load_model(None, weights="random", **model_arguments(load_recipe("demo")))
+    assert described.example.args[0].shape == (1, 3, *SIZE)
+    shapes = [
+        {key: value.shape for key, value in model.state_dict().items()}
+        for model in (described.module, build(SOURCE))
+    ]
+    assert shapes[0] == shapes[1]

@@ -127,6 +127,26 @@ def test_a_factory_that_gives_no_model_is_refused_with_what_it_did(factories, na
         load_model(name)
 
 
+def test_a_written_directory_of_a_factorys_model_is_loaded_where_the_factory_is_typed(factories):
+    from dynprune.provenance import Provenance
+    from dynprune.save import save
+
+    loaded = load_model("my_models:net", input_shape=(1, 3, 5, 5))
+    nn.init.zeros_(loaded.module[0].weight)
+    save(
+        loaded.module,
+        "student",
+        provenance=Provenance(loaded.source, loaded.name, (1, 3, 5, 5), ("a", "b")),
+    )
+    again = load_model("my_models:net@student")
+    assert again.classes == ("a", "b")
+    assert again.source == loaded.source
+    assert again.example.args[0].shape == (1, 3, 5, 5)
+    assert torch.equal(again.example.run(again.module), again.example.run(loaded.module))
+    with pytest.raises(InputError, match="name it yourself: my_models:net@DIRECTORY"):
+        load_model("student")
+
+
 def test_a_factory_that_only_a_file_names_is_never_imported(factories):
     source = ModelSource.from_json({"kind": "factory", "factory": "my_models:net"})
     with pytest.raises(InputError, match="code that a file names is never run"):
