@@ -1,7 +1,6 @@
 """`dynprune distill`: train the gated student against its dense teacher."""
 
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -159,41 +158,21 @@ def _check_stages(recipe: Recipe, stage: str | None) -> None:
 
 def _check_run(directory: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory that this run may not write into, before any work is done."""
-    from dynprune.files import check_output
+    from .output import check_directory
 
     if resume and overwrite:
         raise UsageError("--resume continues a run and --overwrite begins it anew; give one")
     if resume and not directory.is_dir():
         raise OutputError(f"--resume: there is no run in {directory}; check -o, or begin without")
-    if overwrite and directory.is_dir():
-        strange = sorted(p.name for p in directory.iterdir() if p.name not in RUN_FILES)
-        if strange:
-            raise OutputError(
-                f"--overwrite: {directory} holds {strange[0]}, which no run of dynprune writes; "
-                "choose another output, or remove it yourself"
-            )
-    check_output(directory, overwrite=overwrite or resume)
+    check_directory(directory, RUN_FILES, overwrite=overwrite, resume=resume)
 
 
 def _begin(directory: Path, recipe: Recipe, *, overwrite: bool) -> None:
     """Make the run's directory, with the recipe that it follows in it."""
+    from .output import begin_directory
+
+    begin_directory(directory, RUN_FILES, overwrite=overwrite)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            _clear(directory)
         (directory / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write into {directory}: {error.strerror or error}") from error
-
-
-def _clear(directory: Path) -> None:
-    """Remove an earlier run, unless it still goes on."""
-    from dynprune.distill.lock import OutputLock
-
-    with OutputLock(directory):
-        for name in RUN_FILES:
-            path = directory / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != ".lock":
-                path.unlink(missing_ok=True)

@@ -95,8 +95,9 @@ def _root(
 
 def _register() -> None:
     """Give the app its verbs. Their modules import torch only when they run."""
-    from . import apply, distill, env, evaluate, inspect, predict, recipe, report
+    from . import apply, demo, distill, env, evaluate, inspect, predict, recipe, report
 
+    app.command("demo")(demo.run)
     app.command("inspect")(inspect.run)
     app.command("apply")(apply.run)
     app.command("distill")(distill.run)
