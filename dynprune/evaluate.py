@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, VOID, SegmentationData, normalise
-from dynprune.errors import InputError
+from dynprune.errors import DynpruneError, InputError
 from dynprune.logits import label_map, logits_of, window_logits
 
 __all__ = ["Evaluation", "evaluate", "evaluating", "logits_of", "predict_logits", "score"]
+
+_SMALL = 64  # a picture with a side under twice the stride of the deepest usual stage
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def evaluate(
         for index in range(len(data)):
             image, label = data.load(index)
             images = normalise(image[None].to(device), mean, std)
-            logits = predict_logits(model, images, window, stride)
+            logits = predict_logits(model, images, window, stride, name=str(data.images[index]))
             if logits.shape[1] != len(data.classes):
                 raise InputError(
                     f"the model gives logits of {logits.shape[1]} classes, but {data.root} has "
@@ -132,17 +134,35 @@ def predict_logits(
     images: Tensor,
     window: Sequence[int] | None = None,
     stride: Sequence[int] | None = None,
+    *,
+    name: str = "the picture",
 ) -> Tensor:
     """Run ``model`` on whole pictures, or window by window.
 
+    Args:
+        model: from pictures to logits.
+        images: normalised pictures ``(B, 3, H, W)``.
+        window: height and width of sliding windows, in pixels.
+        stride: rows and columns between windows; two thirds of the window by default.
+        name: of the picture, for messages.
+
     Raises:
-        InputError: if the output is not one map of logits a picture.
+        InputError: if the output is not one map of logits a picture, or the picture is smaller
+            than the model can take.
     """
-    if window is None:
-        logits = logits_of(model(images))
-    else:
-        step = stride if stride is not None else [max(1, side * 2 // 3) for side in window]
-        logits = window_logits(model, images, window, step)
+    height, width = images.shape[-2:]
+    try:
+        if window is None:
+            logits = logits_of(model(images))
+        else:
+            step = stride if stride is not None else [max(1, side * 2 // 3) for side in window]
+            logits = window_logits(model, images, window, step)
+    except RuntimeError as error:
+        if isinstance(error, DynpruneError) or min(height, width) >= _SMALL:
+            raise
+        raise InputError(
+            f"{name} is {width}x{height}, which the model cannot take ({error}); enlarge it"
+        ) from error
     if logits.dim() != 4 or logits.shape[0] != images.shape[0]:
         raise InputError(
             f"the model's output has the shape {tuple(logits.shape)}, but segmentation needs "

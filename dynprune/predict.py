@@ -69,6 +69,7 @@ def predict(
     std: Sequence[float] = IMAGENET_STD,
     window: Sequence[int] | None = None,
     stride: Sequence[int] | None = None,
+    name: str = "the picture",
 ) -> Tensor:
     """Label every pixel of one picture.
 
@@ -80,13 +81,14 @@ def predict(
         std: likewise.
         window: height and width of sliding windows, in pixels; ``None`` takes the whole picture.
         stride: rows and columns between windows; two thirds of the window by default.
+        name: of the picture, for messages.
 
     Shape:
         uint8 ``(3, H, W)`` in, uint8 ``(H, W)`` out.
     """
     with evaluating(model):
         images = normalise(image[None].to(device), mean, std)
-        logits = predict_logits(model, images, window, stride)
+        logits = predict_logits(model, images, window, stride, name=name)
     return label_map(logits, image.shape[1:])[0].to("cpu", torch.uint8)
 
 
@@ -150,7 +152,14 @@ def predict_files(
     for path in paths:
         image = read_picture(path)
         label = predict(
-            model, image, device=device, mean=mean, std=std, window=window, stride=stride
+            model,
+            image,
+            device=device,
+            mean=mean,
+            std=std,
+            window=window,
+            stride=stride,
+            name=str(path),
         )
         target = Path(directory) / f"{path.stem}.png"
         indices = target.with_name(f"{path.stem}_labels.png")

@@ -8,7 +8,7 @@ import json
 import logging
 import socket
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,20 +51,20 @@ def load_pretrained(name: str) -> nn.Module:
     local = Path(name).is_dir()
     if local:
         _check_weights(Path(name))
-    config, online = _configuration(name)
+    config = _configuration(name)
     architecture = _class_of(config, name)
-    with _quiet():
-        try:
-            model, report = architecture.from_pretrained(
-                name,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                local_files_only=not online,
-            )
-        except Exception as error:  # transformers raises many kinds for a bad checkpoint
-            raise InputError(f"the weights of {name} cannot be loaded: {_first(error)}") from error
+
+    def read(*, online: bool) -> Any:
+        return architecture.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=not online,
+        )
+
+    model, report = _read(name, read, "weights")
     _check_report(name, architecture.__name__, report)
     return model.eval()
 
@@ -75,7 +75,7 @@ def read_configuration(name: str) -> dict[str, Any]:
     Raises:
         InputError: if there is none, or the hub cannot be reached.
     """
-    config, _ = _configuration(name)
+    config = _configuration(name)
     _class_of(config, name)
     return _plain(config)
 
@@ -132,28 +132,33 @@ def write_pretrained(model: nn.Module, directory: Path, *, overwrite: bool = Fal
             path.chmod(0o644)  # safetensors keeps its files from everyone else
 
 
-def _configuration(name: str) -> tuple[Any, bool]:
-    """Read a configuration from disk, from the cache, or else from the hub; tell if online."""
+def _configuration(name: str) -> Any:
     import transformers
 
     def read(*, online: bool) -> Any:
         return transformers.AutoConfig.from_pretrained(name, local_files_only=not online)
 
+    return _read(name, read, "configuration")
+
+
+def _read(name: str, read: Callable[..., Any], part: str) -> Any:
+    """Read a part of a model from its directory or the hub's cache, and else from the hub.
+
+    Transformers raises many kinds for a bad checkpoint, so all of them are caught.
+    """
     with _quiet():
         try:
-            return read(online=False), False
+            return read(online=False)
         except Exception as error:
             if Path(name).is_dir():
-                raise InputError(
-                    f"{name} is not a transformers model directory: {_first(error)}"
-                ) from error
+                raise InputError(f"the {part} of {name} cannot be read: {_first(error)}") from error
             _check_hub(name, error)
         try:
-            return read(online=True), True
+            return read(online=True)
         except Exception as error:
             raise InputError(
-                f"no model {name!r}: there is no such directory, and the hub answered: "
-                f"{_first(error)}"
+                f"no {part} of a model {name!r}: there is no such directory, and the hub "
+                f"answered: {_first(error)}"
             ) from error
 
 

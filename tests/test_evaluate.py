@@ -121,6 +121,18 @@ def test_a_model_that_labels_no_pixels_is_refused(tmp_path):
         evaluate(model, open_dataset(folder(tmp_path)))
 
 
+def test_a_picture_that_is_too_small_for_the_model_is_refused_by_its_name(tmp_path):
+    data = open_dataset(folder(tmp_path, samples=1))
+    with pytest.raises(InputError, match=r"val/0\.png is 16x12, which the model cannot take"):
+        evaluate(nn.Conv2d(3, 3, 32), data)
+
+
+def test_a_models_own_failure_on_a_large_picture_is_not_hidden(tmp_path):
+    data = scene(tmp_path, [np.zeros((70, 70))], [np.zeros((70, 70))], "abc")
+    with pytest.raises(RuntimeError, match="channels"):
+        evaluate(nn.Conv2d(4, 3, 1), data)
+
+
 def test_a_data_set_of_void_alone_is_refused():
     with pytest.raises(InputError, match="all are void"):
         score(torch.zeros(2, 2), ("a", "b"), images=3)

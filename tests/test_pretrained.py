@@ -3,6 +3,7 @@ import socket
 
 import pytest
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
@@ -72,7 +73,7 @@ def test_a_parameter_that_is_not_in_the_file_is_refused_by_name(directory):
 
 def test_a_parameter_of_another_shape_is_refused(directory):
     rewrite(directory, lambda weights: weights.update({LAST: torch.zeros(3)}))
-    with pytest.raises(InputError, match=r"cannot be loaded|of another shape"):
+    with pytest.raises(InputError, match=r"cannot be read|of another shape"):
         load_pretrained(str(directory))
 
 
@@ -90,8 +91,8 @@ def test_a_missing_shard_is_refused(directory):
     ("content", "message"),
     [
         (None, "holds no config.json"),
-        ("{", "not a transformers model directory"),
-        ('{"model_type": "zork"}', "not a transformers model directory"),
+        ("{", "the configuration of .* cannot be read"),
+        ('{"model_type": "zork"}', "the configuration of .* cannot be read"),
         ('{"model_type": "segformer", "architectures": ["os"]}', "no model class of transformers"),
     ],
 )
@@ -122,3 +123,30 @@ def test_a_configuration_names_its_class_and_nothing_of_this_machine(directory):
     assert record["architectures"] == ["SegformerForSemanticSegmentation"]
     assert str(directory) not in json.dumps(record)
     assert configuration_of(torch.nn.Identity()) is None
+
+
+def test_what_the_cache_does_not_hold_is_asked_of_the_hub(directory, monkeypatch):
+    asked = []
+
+    def kind(cls, found):
+        original = cls.from_pretrained
+
+        def from_pretrained(name, **arguments):
+            asked.append((found, arguments["local_files_only"]))
+            if arguments["local_files_only"]:
+                raise OSError("not in the cache")
+            return original(directory, **arguments)
+
+        monkeypatch.setattr(cls, "from_pretrained", from_pretrained)
+
+    kind(transformers.AutoConfig, "configuration")
+    kind(transformers.SegformerForSemanticSegmentation, "weights")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    load_pretrained("owner/name")
+    assert asked == [
+        ("configuration", True),
+        ("configuration", False),
+        ("weights", True),
+        ("weights", False),
+    ]

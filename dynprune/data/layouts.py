@@ -59,6 +59,15 @@ def find_layout(directory: Path, split: str) -> Layout:
         InputError: if the directory is missing or follows no known layout, if the split is not
             there or empty, or if a picture has no label map.
     """
+    try:
+        return _recognise(directory, split)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"the data set at {directory} cannot be read: {error}") from error
+
+
+def _recognise(directory: Path, split: str) -> Layout:
     if not directory.is_dir():
         found = "it is a file" if directory.exists() else "it does not exist"
         raise InputError(f"no data set at {directory}: {found}; give the directory of a data set")

@@ -9,12 +9,12 @@ import struct
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -26,39 +26,46 @@ MAX_PIXELS = 64_000_000
 """Pixels of the largest picture that is decoded: a small file can claim to hold gigabytes."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # no format that runs a program, as EPS does
 _LABEL_MODES = ("L", "P", "1")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open and decode a picture; every way in which that fails is an InputError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a directory; a picture (JPEG, PNG) was expected") from error
-    except UnidentifiedImageError as error:
-        raise InputError(
-            f"{path} is not a picture that can be read; give a JPEG or PNG file, or remove it"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise InputError(_too_large(path, str(error))) from error
-    except _BROKEN as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    with picture:
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise InputError(_too_large(path, f"it claims to hold {width}x{height} pixels"))
+_Pixels = NDArray[np.uint8]
+
+
+def _decode(path: Path, take: Callable[[Image.Image], _Pixels]) -> Tensor:
+    """Open and decode a picture and take its pixels; every way to fail is an InputError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow warns of is refused, or does not matter
         try:
-            picture.load()
-        except _BROKEN as error:
+            picture = Image.open(path, formats=_FORMATS)
+        except FileNotFoundError as error:
+            raise InputError(f"{path} does not exist") from error
+        except IsADirectoryError as error:
             raise InputError(
-                f"{path} is truncated or damaged ({error}); copy it again, or remove it"
+                f"{path} is a directory; a picture (JPEG, PNG) was expected"
             ) from error
-        yield picture
+        except UnidentifiedImageError as error:
+            raise InputError(
+                f"{path} is not a picture that can be read; give a JPEG or PNG file, or remove it"
+            ) from error
+        except Image.DecompressionBombError as error:
+            raise InputError(_too_large(path, str(error))) from error
+        except _BROKEN as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        with picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise InputError(_too_large(path, f"it claims to hold {width}x{height} pixels"))
+            try:
+                picture.load()
+                return torch.from_numpy(take(picture))
+            except InputError:
+                raise
+            except _BROKEN as error:
+                raise InputError(
+                    f"{path} is truncated or damaged ({error}); copy it again, or remove it"
+                ) from error
 
 
 def _too_large(path: Path, found: str) -> str:
@@ -78,14 +85,16 @@ def read_picture(path: Path) -> Tensor:
         InputError: if the file is missing, is not a picture, is damaged, is larger than
             :data:`MAX_PIXELS`, or has more than 8 bits a channel.
     """
-    with _opened(path) as picture:
+
+    def take(picture: Image.Image) -> _Pixels:
         if picture.mode.startswith(("I", "F")):
             raise InputError(
                 f"{path} has more than 8 bits a channel (mode {picture.mode}); "
                 "convert it to 8-bit RGB"
             )
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-        return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+
+    return _decode(path, take).permute(2, 0, 1).contiguous()
 
 
 def read_label(path: Path) -> Tensor:
@@ -97,19 +106,21 @@ def read_label(path: Path) -> Tensor:
     Raises:
         InputError: as :func:`read_picture`, and if the file holds colours instead of indices.
     """
-    with _opened(path) as picture:
+
+    def take(picture: Image.Image) -> _Pixels:
         if picture.mode not in _LABEL_MODES:
             raise InputError(
                 f"{path} is no label map: its mode is {picture.mode}, and a label map holds one "
                 "8-bit class index a pixel (mode L or P)"
             )
-        indices = np.array(picture).astype(np.uint8)
-        return torch.from_numpy(indices)
+        return np.array(picture).astype(np.uint8)
+
+    return _decode(path, take)
 
 
 def write_picture(path: Path, picture: Tensor) -> None:
     """Write a uint8 ``(3, H, W)`` tensor; the format follows the suffix, the file is atomic."""
-    _save(path, Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy(), mode=None))
+    _save(path, Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()))
 
 
 def write_label(path: Path, label: Tensor, palette: Tensor | None = None) -> None:

@@ -111,3 +111,28 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="disk full"):
         write_label(tmp_path / "a.png", torch.zeros(4, 4, dtype=torch.uint8))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+def test_a_damaged_picture_is_read_or_refused_and_never_crashes(tmp_path, suffix):
+    path = write_png(tmp_path / f"a{suffix}", picture(0, (24, 24)))
+    whole = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), 3):
+            damaged[place] = random.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            read_picture(path)
+        except InputError:
+            refused += 1
+    assert refused or suffix == ".bmp"  # most of a BMP's bytes are plain pixels
+
+
+def test_a_format_that_would_run_a_program_is_not_a_picture(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(0).astype(np.uint8)).save(path, format="EPS")
+    with pytest.raises(InputError, match="is not a picture"):
+        read_picture(path)
