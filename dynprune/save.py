@@ -71,6 +71,7 @@ def write_model(model: nn.Module, directory: Path) -> None:
         "versions": _versions(),
     }
     save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt", "writer": "dynprune"})
+    (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
     _write_json(directory / MANIFEST, manifest)
     _write_json(directory / "environment.json", environment())
     if provenance.source.kind == "transformers":

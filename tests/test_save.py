@@ -1,0 +1,153 @@
+"""Saving and loading, and what a damaged directory says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dynprune.errors import InputError, OutputError, UsageError
+from dynprune.gate import attached, gates, is_gated, set_prune_ratio
+from dynprune.graph import find_groups
+from dynprune.models import source_of
+from dynprune.pipeline import restore
+from dynprune.provenance import Provenance, set_provenance
+from dynprune.rewrite import rewrite
+from dynprune.save import load, save
+from tests.gate.zoo_laws import error, run
+from tests.zoo import ZOO
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return ZOO["segformer"].made()
+
+
+@pytest.fixture
+def gated(dense):
+    """A small SegFormer, folded and gated, with predictors that have an opinion."""
+    import copy
+
+    from dynprune.gate import GateConfig, gate_model
+
+    model, example = copy.deepcopy(dense[0]), dense[1]
+    rewrites = rewrite(model, example, ["fold-decoder"])
+    grouping = find_groups(model, example)
+    configs = {g.name: GateConfig(prune_ratio=0.5, align=1) for g in grouping.candidates}
+    gate_model(model, example, grouping.groups, configs)
+    torch.manual_seed(0)
+    for gate in gates(model).values():
+        nn.init.normal_(gate.predictor.up.weight)
+        nn.init.normal_(gate.prior)
+    shape = tuple(example.tensors[0].shape)
+    set_provenance(model, Provenance(source_of(model), "tiny", shape, rewrites=tuple(rewrites)))
+    return model, example
+
+
+def test_loading_gives_the_same_bits_and_the_same_function(gated, tmp_path):
+    model, example = gated
+    set_prune_ratio(model, 0.25)
+    wanted = run(model, example.batched(2))
+    again = load(save(model, tmp_path / "out"))
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [p.to_json() for p in attached(again).plans] == [
+        p.to_json() for p in attached(model).plans
+    ]
+    assert error(run(again, example.batched(2)), wanted) == 0.0
+
+
+def test_what_was_loaded_can_be_restored_to_the_dense_bits(dense, gated, tmp_path):
+    again = restore(load(save(gated[0], tmp_path / "out")))
+    assert not is_gated(again)
+    wanted, found = dense[0].state_dict(), again.state_dict()
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    assert error(run(again, dense[1]), run(dense[0], dense[1])) == 0.0
+
+
+def test_a_directory_that_is_not_empty_is_kept_unless_overwritten(gated, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        save(gated[0], out)
+    assert [p.name for p in out.iterdir()] == ["precious.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    save(gated[0], out, overwrite=True)
+    assert (out / "model.safetensors").is_file()
+
+
+def test_a_save_that_fails_leaves_what_was_there(gated, tmp_path, monkeypatch):
+    out = save(gated[0], tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dynprune.save._write_json", full)
+    with pytest.raises(OutputError, match="No space left"):
+        save(gated[0], out, overwrite=True)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def _truncate(out: Path) -> None:
+    path = out / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _forge(out: Path) -> None:
+    (out / "model.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+def _lose_weights(out: Path) -> None:
+    (out / "model.safetensors").unlink()
+
+
+def _garble(out: Path) -> None:
+    (out / "dynprune.json").write_text('{"schema": "dynprune/1", ')
+
+
+def _change(key: str, value: object) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        manifest = json.loads((out / "dynprune.json").read_text())
+        manifest[key] = value
+        (out / "dynprune.json").write_text(json.dumps(manifest))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, "damaged"),
+        (_forge, "damaged"),
+        (_lose_weights, "missing"),
+        (_garble, "Cannot read"),
+        (_change("schema", "dynprune/99"), "dynprune/99"),
+        (_change("groups", 7), "does not describe"),
+        (_change("groups", [{"group": {}}]), "does not describe"),
+        (_change("prune_ratios", {"no.such.group": 0.5}), "does not describe"),
+        (_change("prune_ratios", {}), None),
+        (_change("source", {"kind": "pickle"}), "source"),
+    ],
+)
+def test_a_damaged_directory_says_so_in_one_message(gated, tmp_path, damage, message):
+    out = save(gated[0], tmp_path / "out")
+    damage(out)
+    if message is None:
+        assert is_gated(load(out))
+        return
+    with pytest.raises(InputError, match=message) as caught:
+        load(out)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_unknown_origin_is_not_written(tmp_path):
+    with pytest.raises(UsageError, match="module:function"):
+        save(nn.Linear(2, 2), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
