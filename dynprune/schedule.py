@@ -67,8 +67,8 @@ class PruneSchedule:
         type: shape of the growth.
         end_step: optimizer steps after which the final ratio is reached, counted over all
             stages. Exclusive with ``end_share``.
-        end_share: the same as a share of all steps, 0 to 1. With neither, the growth takes half
-            the run, as when the first of two equal stages carries it.
+        end_share: the same as a share of all steps, 0 to 1. With neither, the growth takes all
+            steps; `dynprune.distill.train` then sets ``end_step`` to the end of its first stage.
 
     Example:
         >>> PruneSchedule("linear", end_step=100).fraction(25, 200)
@@ -96,7 +96,7 @@ class PruneSchedule:
         """
         if self.end_step is not None:
             return min(self.end_step, steps)
-        return steps * (0.5 if self.end_share is None else self.end_share)
+        return steps * (1.0 if self.end_share is None else self.end_share)
 
     def fraction(self, step: int, steps: int) -> float:
         """Give the fraction of the final prune ratio after ``step`` of ``steps`` steps."""

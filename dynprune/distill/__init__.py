@@ -6,6 +6,7 @@ from dynprune.distill.features import Observed, Observer
 from dynprune.distill.interrupt import Interrupted
 from dynprune.distill.journal import Record
 from dynprune.distill.optimizer import AdamW
+from dynprune.distill.processes import is_first_process, join_processes
 from dynprune.distill.run import Reporting, Validate
 from dynprune.distill.stage import LossTerm, Penalty, StagePlan
 from dynprune.distill.step import Execution
@@ -28,5 +29,7 @@ __all__ = [
     "SharedSource",
     "StagePlan",
     "Validate",
+    "is_first_process",
+    "join_processes",
     "train",
 ]

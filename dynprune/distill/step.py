@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -100,7 +100,7 @@ class Stepper:
         stages: in sequence.
         optimizer: settings.
         learning_rate: its schedule.
-        sparsity: the prune ratio's schedule.
+        sparsity: the prune ratio's schedule; without an end it ends with the first stage.
         penalties: terms of every stage.
         execution: how a step is carried out.
         ignore_index: label value that counts for nothing.
@@ -129,6 +129,8 @@ class Stepper:
         self.student = student.to(accelerator.device)
         self.teacher = None if teacher is None else teacher.to(accelerator.device).eval()
         self.accelerator = accelerator
+        if sparsity.end_step is None and sparsity.end_share is None:
+            sparsity = replace(sparsity, end_step=self.stages[0].steps)
         self.learning_rate, self.sparsity = learning_rate, sparsity
         self.execution, self.seed = execution, seed
         if execution.gradient_checkpointing:

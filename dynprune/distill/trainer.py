@@ -4,13 +4,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from dynprune.distill import fingerprint as fingerprints
@@ -20,6 +16,7 @@ from dynprune.distill.interrupt import StopSignal
 from dynprune.distill.journal import Journal, Record
 from dynprune.distill.lock import OutputLock
 from dynprune.distill.optimizer import AdamW
+from dynprune.distill.processes import join_processes
 from dynprune.distill.run import Reporting, Run, Validate
 from dynprune.distill.stage import Penalty, StagePlan
 from dynprune.distill.step import Execution, Stepper
@@ -29,9 +26,6 @@ from dynprune.schedule import LearningRate, PruneSchedule
 __all__ = ["train"]
 
 _LOG = logging.getLogger(__name__)
-
-_PATIENCE = timedelta(hours=6)
-"""How long a process waits for another: the first one validates while the others wait."""
 
 
 def train(
@@ -103,7 +97,7 @@ def train(
     reporting = reporting or Reporting()
     first, last = _span(stages, only)
     _check_teacher(stages, teacher)
-    accelerator = _accelerator(execution)
+    accelerator = join_processes(execution.device)
     with ExitStack() as stack:
         store = None
         if output is not None:
@@ -192,24 +186,3 @@ def _check_teacher(stages: Sequence[StagePlan], teacher: nn.Module | None) -> No
                 f"stage {stage.name!r} learns from a teacher ({', '.join(needing)}), and none was "
                 "given"
             )
-
-
-def _accelerator(execution: Execution) -> Accelerator:
-    """Join the processes; precision is the recipe's, so accelerate's own setting is ignored."""
-    has_none = execution.device is None and not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        # On machines without a GPU, too: launched processes would not find each other otherwise.
-        cpu=execution.device == "cpu" or has_none,
-        mixed_precision="no",
-        kwargs_handlers=[
-            # The losses of a stage need not reach every parameter.
-            DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(timeout=_PATIENCE),
-        ],
-    )
-    wanted = execution.device
-    if wanted is not None and not str(accelerator.device).startswith(wanted):
-        raise UsageError(
-            f"device {wanted!r} was asked for, accelerate runs on {accelerator.device}"
-        )
-    return accelerator

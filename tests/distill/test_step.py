@@ -7,8 +7,8 @@ import torch
 
 from dynprune import gate
 from dynprune.distill import AdamW, Execution, LossTerm, Penalty, StagePlan
+from dynprune.distill.processes import join_processes
 from dynprune.distill.step import Stepper, step_seed
-from dynprune.distill.trainer import _accelerator
 from dynprune.errors import UsageError
 from dynprune.schedule import LearningRate, PruneSchedule
 from tests.distill import tiny
@@ -27,7 +27,9 @@ def stepper(execution=CPU, dropout=0.1, **changes):
         "execution": execution,
         "seed": 3,
     }
-    return Stepper(tiny.gated(teacher), teacher, _accelerator(execution), **(settings | changes))
+    return Stepper(
+        tiny.gated(teacher), teacher, join_processes(execution.device), **(settings | changes)
+    )
 
 
 def weights(of):
@@ -127,6 +129,12 @@ def test_the_prune_ratio_grows_and_the_kept_share_falls():
     assert result.kept_share == pytest.approx(0.5)
 
 
+def test_a_schedule_without_an_end_ends_with_the_first_stage():
+    one = stepper(sparsity=PruneSchedule())
+    ratios = [one(step, tiny.batch(step)).prune_ratio for step in range(5)]
+    assert ratios == pytest.approx([0.0, 0.5 / 3, 1.0 / 3, 0.5, 0.5])
+
+
 def test_gradient_checkpointing_gives_the_same_step():
     penalties = [Penalty(weight=1e-2)]  # reads what the gates chose inside the saved layers
     plain = stepper(penalties=penalties)
@@ -150,7 +158,7 @@ def test_gradient_checkpointing_is_refused_where_the_model_has_none():
         Stepper(
             model,
             None,
-            _accelerator(execution),
+            join_processes(execution.device),
             stages=[StagePlan("a", 1, (LossTerm("ce"),))],
             optimizer=AdamW(),
             learning_rate=LearningRate(),
