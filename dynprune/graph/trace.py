@@ -180,11 +180,13 @@ def writes_in_place(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return False
+    if len(node.all_input_nodes) > 1:
+        return True
     made_by = getattr(getattr(node.args[0], "target", None), "_schema", None)
-    if made_by is not None and not made_by.is_mutable:
-        if any(value.alias_info is not None for value in made_by.returns):
-            return True  # Into a view, through which it changes the viewed value.
-    return len(node.all_input_nodes) > 1
+    if made_by is None or made_by.is_mutable:
+        return False
+    # Writing into a view changes what is viewed.
+    return any(value.alias_info is not None for value in made_by.returns)
 
 
 def _scopes(model: nn.Module, module: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:

@@ -13,13 +13,16 @@ from dynprune.graph.labels import tidy
 from dynprune.graph.ledger import Ids, Layer, Ledger, Product
 from dynprune.graph.trace import Trace, writes_in_place
 
-__all__ = ["Labels", "Rule", "Walk", "operation"]
+__all__ = ["RETURNED", "Labels", "Rule", "Walk", "operation"]
 
 logger = logging.getLogger(__name__)
 
 #: Labels of a value: a tensor, several for a tuple, or None where no neuron stands.
 Labels = Tensor | list[Tensor | None] | None
 Rule = Callable[["Walk", fx.Node], Labels]
+
+#: Why an output of the model is no hidden neuron.
+RETURNED = "returned as an output of the model"
 
 #: Operations that may stand inside a linear layer beside its one product.
 _REARRANGE = {
@@ -62,6 +65,9 @@ class Walk:
         self.ledger = Ledger()
         self._labels: dict[fx.Node, Labels] = {}
         self._names: dict[fx.Node, tuple[str, ...]] = dict(trace.names)
+        self._holders: dict[tuple[str, ...], list[fx.Node]] = defaultdict(list)
+        for node, names in trace.names.items():
+            self._holders[names].append(node)
         self._from_data: set[fx.Node] = set(trace.inputs)
         self._operations: dict[str, list[str]] = defaultdict(list)
         for node, scope in trace.scopes.items():
@@ -208,7 +214,7 @@ class Walk:
     def _readers(self, weight: fx.Node) -> list[str]:
         """The innermost module of every operation that reads a weight, casts aside."""
         readers: list[str] = []
-        todo = [n for n, names in self._names.items() if names and names == self.names(weight)]
+        todo = list(self._holders[self.names(weight)])
         while todo:
             node = todo.pop()
             for user in node.users:
@@ -236,6 +242,7 @@ class Walk:
                 source = next(given)
                 self._labels[node] = self._labels.get(source)
                 self._names[node] = self.names(source)
+                self._holders[self._names[node]].append(node)
                 if source in self._from_data:
                     self._from_data.add(node)
             elif node.op == "output":
@@ -243,7 +250,7 @@ class Walk:
                     outputs = node.args[0]
                     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
                     return [self.labels(out) for out in outputs]
-                self.spoil(node.all_input_nodes, "returned as an output of the model")
+                self.spoil(node.all_input_nodes, RETURNED)
             elif node.op == "call_function":
                 if any(used in self._from_data for used in node.all_input_nodes):
                     self._from_data.add(node)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from dynprune.graph.labels import columns, varying
+from dynprune.graph.labels import columns, ids, varying
 from dynprune.graph.ledger import Layer
 from dynprune.graph.walk import Labels, Rule, Walk
 
@@ -43,7 +43,7 @@ def through_layer(
 
 
 def _shift(labels: Tensor, what: str) -> Any:
-    return labels.unique().long().numpy(), what
+    return ids(labels).long().numpy(), what
 
 
 def _linear(walk: Walk, node: fx.Node) -> Labels:

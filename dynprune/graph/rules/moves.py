@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from dynprune.graph.labels import tidy, varying
+from dynprune.graph.labels import compact, tidy, varying
 from dynprune.graph.walk import Labels, Rule, Walk
 
 __all__ = ["MOVES"]
@@ -61,17 +61,22 @@ def _literal(walk: Walk, node: fx.Node) -> Labels:
 
 
 def _cat(parts: list[Tensor], dim: int = 0) -> Tensor:
-    """Concatenate, at no cost in memory where all parts are labelled alike."""
+    """Concatenate, at no cost in memory along axes on which labels do not change."""
     parts = [tidy(part) for part in parts if part.numel()]
-    dim %= parts[0].dim()
-    length = sum(part.shape[dim] for part in parts)
-    fronts = [part.narrow(dim, 0, 1) for part in parts]
-    alike = all(dim not in varying(part) for part in parts)
-    if alike and all(torch.equal(fronts[0], front) for front in fronts[1:]):
-        shape = list(parts[0].shape)
-        shape[dim] = length
-        return fronts[0].expand(shape)
-    return torch.cat(parts, dim)
+    shape = list(parts[0].shape)
+    dim %= len(shape)
+    lengths = [part.shape[dim] for part in parts]
+    shape[dim] = sum(lengths)
+    small = [compact(part) for part in parts]
+    alike = all(part.shape[dim] == 1 for part in small)
+    if alike and all(torch.equal(small[0], part) for part in small[1:]):
+        return small[0].expand(shape)
+    sizes = [max(part.shape[axis] for part in small) for axis in range(len(shape))]
+    full = []
+    for part, length in zip(small, lengths, strict=True):
+        sizes[dim] = length
+        full.append(part.expand(sizes))
+    return torch.cat(full, dim).expand(shape)
 
 
 def _pad(labels: Tensor, pad: list[int]) -> Tensor:
