@@ -91,14 +91,22 @@ InputSize = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", callback=_check_device, help="auto, cpu, cuda, cuda:N, mps or xpu."),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=_check_device,
+        help="auto, cpu, cuda, cuda:N, mps or xpu.",
+    ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads; default: the recipe's, or PyTorch's."),
+    typer.Option(
+        "--threads", metavar="N", min=1, help="CPU threads; default: the recipe's, or PyTorch's."
+    ),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed; default: the recipe's runtime.seed.")
+    int | None,
+    typer.Option("--seed", metavar="N", min=0, help="Seed; default: the recipe's runtime.seed."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything and say what would happen, no more.")

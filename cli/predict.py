@@ -32,7 +32,7 @@ def run(
     recipe: RecipeName = None,
     overrides: Overrides = None,
     opacity: Annotated[
-        float, typer.Option("--opacity", min=0.0, max=1.0, help="Of the colours.")
+        float, typer.Option("--opacity", metavar="X", min=0.0, max=1.0, help="Of the colours.")
     ] = 0.55,
     device: Device = "auto",
     threads: Threads = None,

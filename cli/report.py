@@ -42,15 +42,19 @@ def flops(
     overrides: Overrides = None,
     weights: Weights = "pretrained",
     input_size: InputSize = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Instances of one call.")] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", metavar="N", min=1, help="Instances of one call.")
+    ] = 1,
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="DIR", help="Count what runs on its pictures."),
     ] = None,
     split: Split = "val",
-    images: Annotated[int, typer.Option("--images", min=1, help="Pictures of --data to run.")] = 16,
+    images: Annotated[
+        int, typer.Option("--images", metavar="N", min=1, help="Pictures of --data to run.")
+    ] = 16,
     depth: Annotated[
-        int, typer.Option("--depth", min=0, help="Levels of the model's tree to show.")
+        int, typer.Option("--depth", metavar="N", min=0, help="Levels of the model's tree to show.")
     ] = 3,
     sort: Annotated[
         bool, typer.Option("--sort", help="Show the dearest modules first, as a table.")
