@@ -4,6 +4,7 @@ Colours depend on the class index alone, so that two models' pictures can be com
 """
 
 from collections.abc import Iterator, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from dynprune.logits import label_map
 
 __all__ = ["Prediction", "overlay", "palette", "predict", "predict_files"]
 
+_GOLDEN = (5**0.5 - 1) / 2
+_SATURATIONS = (0.9, 0.55, 0.75)
+_VALUES = (1.0, 0.75, 0.9)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -43,20 +48,18 @@ class Prediction:
 
 
 def palette(classes: int = 256) -> Tensor:
-    """Give a colour to every class: the palette of PASCAL VOC, which keeps neighbours apart.
+    """Give a bright colour to every class: hues a golden ratio apart, so that neighbours differ.
 
-    Bit ``3 j + c`` of the index becomes bit ``7 - j`` of channel ``c``; index 0, black there,
-    stands last here, so that every class is visible.
+    Saturation and brightness change too, every 5 and every 7 classes.
 
     Returns:
         uint8 ``(classes, 3)``; the first colours are the same for every number of classes.
     """
-    index = (torch.arange(classes) + 1) % 256
-    colours = torch.zeros(classes, 3, dtype=torch.long)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colours.to(torch.uint8)
+    colours = [
+        hsv_to_rgb(index * _GOLDEN % 1, _SATURATIONS[index // 5 % 3], _VALUES[index // 7 % 3])
+        for index in range(classes)
+    ]
+    return (torch.tensor(colours) * 255).round().to(torch.uint8)
 
 
 @torch.no_grad()

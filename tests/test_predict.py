@@ -28,11 +28,14 @@ def test_every_pixel_gets_the_label_of_its_largest_logit():
     assert (label[:, 16:] == 2).all()
 
 
-def test_every_class_has_its_own_colour_whatever_the_number_of_classes():
+def test_every_class_has_its_own_bright_colour_whatever_the_number_of_classes():
     colours = palette(255)
     assert len(colours.unique(dim=0)) == 255
     assert torch.equal(palette(11), colours[:11])
-    assert colours.any(dim=1).all()
+    assert colours.amax(1).min() > 180
+    few = colours[:20].double()
+    apart = torch.cdist(few, few) + 1000 * torch.eye(20)
+    assert apart.min() > 25  # of 442 from black to white: seen at a glance
 
 
 def test_an_overlay_goes_from_the_picture_to_the_colours():
