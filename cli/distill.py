@@ -139,8 +139,8 @@ def follow(records: Iterable["Record"], step: Step) -> dict[str, Any]:
         step(
             record.step,
             record.steps,
+            part=record.stage,
             seconds_left=record.eta_seconds,
-            stage=record.stage,
             loss=record.loss,
             r=round(record.prune_ratio, 3),
             mIoU=scores.get("miou"),

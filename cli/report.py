@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from dynprune.recipe import Recipe
@@ -195,5 +196,5 @@ def _tree(layers: "Sequence[LayerMacs]", depth: int) -> Tree:
     return root
 
 
-def _branch(name: str, macs: Sequence[int]) -> str:
-    return f"{name}  {_giga(macs[0])} -> {_giga(macs[1])} G MACs"
+def _branch(name: str, macs: Sequence[int]) -> Text:
+    return Text(f"{name}  {_giga(macs[0])} -> {_giga(macs[1])} G MACs")

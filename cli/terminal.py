@@ -15,13 +15,18 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["Step", "Terminal", "table"]
 
 Step = Callable[..., None]
-"""``step(done, total, seconds_left=None, **figures)``: shows how far a task has come."""
+"""``step(done, total, part=None, seconds_left=None, **figures)``: shows how far a task has come.
+
+``part`` names what is being done right now, where the task has parts.
+"""
 
 _WIDE = 160
+_BAR = 10  # columns; what is left of 80 is for the figures
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -85,7 +90,12 @@ class Terminal:
         started = shown = time.monotonic()
 
         def step(
-            done: int, total: int, *, seconds_left: float | None = None, **figures: Any
+            done: int,
+            total: int,
+            *,
+            part: str | None = None,
+            seconds_left: float | None = None,
+            **figures: Any,
         ) -> None:
             nonlocal shown
             now = time.monotonic()
@@ -93,7 +103,8 @@ class Terminal:
                 return
             shown = now
             left = _time_left(done, total, now - started, seconds_left)
-            self.note("  ".join([f"{title} {done}/{total}", *_words(figures), left]).rstrip())
+            what = f"{part or title} {done}/{total}"
+            self.note("  ".join([what, *_words(figures), left]).rstrip())
 
         return step
 
@@ -131,7 +142,7 @@ def table(*columns: str, rows: Sequence[Sequence[Any]], title: str | None = None
         right = column.startswith(">")
         made.add_column(column.removeprefix(">"), justify="right" if right else "left")
     for row in rows:
-        made.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+        made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return made
 
 
@@ -144,7 +155,7 @@ def _console(*, stderr: bool) -> Console:
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=_BAR),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
         TextColumn("{task.fields[left]}", style="cyan"),
@@ -157,9 +168,19 @@ def _bar_step(bar: Progress, title: str) -> Step:
     task = bar.add_task(title, total=None, figures="", left="")
     started = time.monotonic()
 
-    def step(done: int, total: int, *, seconds_left: float | None = None, **figures: Any) -> None:
+    def step(
+        done: int,
+        total: int,
+        *,
+        part: str | None = None,
+        seconds_left: float | None = None,
+        **figures: Any,
+    ) -> None:
         left = _time_left(done, total, time.monotonic() - started, seconds_left)
-        bar.update(task, completed=done, total=total, figures="  ".join(_words(figures)), left=left)
+        shown = " ".join(_words(figures))
+        bar.update(
+            task, description=part or title, completed=done, total=total, figures=shown, left=left
+        )
 
     return step
 
