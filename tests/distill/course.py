@@ -26,6 +26,7 @@ from tests.distill import tiny
 
 CASES = {
     "plain": Execution(device="cpu"),
+    "workers": Execution(device="cpu", workers=1),
     "ema": Execution(device="cpu", ema=0.9, clip_norm=1.0),
     "accumulate": Execution(device="cpu", accumulate=2, precision="bf16"),
     "shared": Execution(device="cpu", batchnorm="frozen"),
