@@ -1,7 +1,9 @@
 """A decoder that adds where its source concatenates, and computes the same function."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,29 @@ from torch.utils import _pytree as pytree
 
 from dynprune.rewrite.structure import ELEMENTWISE, DecoderStructure, Step
 
-__all__ = ["FoldedDecoder", "folded_weights", "pointwise_bias", "pointwise_weight"]
+__all__ = [
+    "FoldedDecoder",
+    "PointwiseForm",
+    "folded_weights",
+    "pointwise_as",
+    "pointwise_bias",
+    "pointwise_weight",
+]
+
+
+PointwiseForm = Literal["linear", "convolution"]
+
+_FORM: ContextVar[PointwiseForm] = ContextVar("pointwise form", default="linear")
+
+
+@contextmanager
+def pointwise_as(form: PointwiseForm) -> Iterator[None]:
+    """Say how 1x1 maps of folded decoders run, or are exported, in the block."""
+    token = _FORM.set(form)
+    try:
+        yield
+    finally:
+        _FORM.reset(token)
 
 
 def pointwise_weight(module: nn.Module) -> Tensor:
@@ -22,6 +46,17 @@ def pointwise_weight(module: nn.Module) -> Tensor:
 def pointwise_bias(module: nn.Module) -> Tensor | None:
     """Give the ``(out,)`` bias of a linear or a 1x1 convolution, None where it has none."""
     return cast(Tensor | None, module.bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Map the channels of ``x`` (B, C, H, W) by ``weight`` (D, C).
+
+    As ``linear`` it is a matrix product over channels-last memory, which the result has too; as
+    ``convolution`` an engine that compiles the exported graph may lay memory out as it likes.
+    """
+    if _FORM.get() == "convolution":
+        return F.conv2d(x, weight[:, :, None, None], bias)
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -121,8 +156,7 @@ class FoldedDecoder(nn.Module):
             x = leaves[branch.leaf]
             stage = weight if scale is None else weight * scale[:, None]
             # A bias may join before the resize, whose weights sum to one: the first stage takes it.
-            y = F.linear(x.permute(0, 2, 3, 1), stage, bias if total is None else None)
-            y = y.permute(0, 3, 1, 2)  # (B, D, H_i, W_i), channels last in memory
+            y = pointwise(x, stage, bias if total is None else None)  # (B, D, H_i, W_i)
             if branch.mode is not None and branch.leaf != self.structure.size_leaf:
                 y = F.interpolate(
                     y,
@@ -149,8 +183,7 @@ class FoldedDecoder(nn.Module):
         if type(module) is nn.ReLU:
             return F.relu_(x)  # in place: nobody else holds the sum
         if _is_pointwise(module):
-            y = F.linear(x.permute(0, 2, 3, 1), pointwise_weight(module), pointwise_bias(module))
-            return y.permute(0, 3, 1, 2)
+            return pointwise(x, pointwise_weight(module), pointwise_bias(module))
         return module(x)
 
     @property

@@ -13,6 +13,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.rewrite import FoldedDecoder, Rewrite, reapply, rewrite, undo
+from dynprune.rewrite.folded import pointwise_as
 
 from .heads import ConvHead, LinearHead, Model, stirred
 
@@ -247,3 +248,12 @@ def test_a_record_of_another_model_is_refused() -> None:
     records = rewrite(segformer(), Example((image(),)), FOLD)
     with pytest.raises(UsageError, match="does not fit 'decode_head'"):
         reapply(segformer(decoder_hidden_size=48), records)
+
+
+def test_both_forms_of_a_1x1_map_compute_the_same(model: nn.Module) -> None:
+    rewrite(model, Example((image(),)), FOLD)
+    x = image(97, 131, seed=1)
+    expected = output(model, x)
+    with pointwise_as("convolution"):
+        assert_close(output(model, x), expected)
+    assert torch.equal(output(model, x), expected)
