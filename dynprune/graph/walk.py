@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dynprune.graph.labels import tidy
+from dynprune.graph.labels import compact, tidy
 from dynprune.graph.ledger import Ids, Layer, Ledger, Product
 from dynprune.graph.trace import Trace, writes_in_place
 
@@ -282,11 +282,9 @@ class Walk:
             logger.debug("no rule for %s", node.format_node(), exc_info=True)
             self.spoil(node.all_input_nodes, f"passes through {name} in an unknown form")
             return None
-        if isinstance(found, Tensor):
-            return tidy(found) if bool(found.any()) else None
         if isinstance(found, list):
-            return [tidy(f) if f is not None and bool(f.any()) else None for f in found]
-        return None
+            return [_kept(labels) for labels in found]
+        return _kept(found)
 
     def _body(
         self, module: fx.GraphModule, node: fx.Node
@@ -299,3 +297,11 @@ class Walk:
                 if isinstance(nested, fx.GraphModule) and place + 1 < len(node.args):
                     return nested, list(node.args[place + 1 :])
         return None
+
+
+def _kept(labels: Tensor | None) -> Tensor | None:
+    """Labels in tidy form, or None where they name nothing."""
+    if labels is None:
+        return None
+    labels = tidy(labels)
+    return labels if bool(compact(labels).any()) else None
