@@ -258,7 +258,7 @@ def _check_name(name: str) -> None:
 def _load_written(directory: Path, factory: str | None) -> _Found:
     """Load a directory that dynprune wrote; the modules that do are above this one."""
     from dynprune.provenance import provenance_of
-    from dynprune.save import load
+    from dynprune.storage import load
 
     module = load(directory, factory=factory)
     known = provenance_of(module)

@@ -39,7 +39,7 @@ from dynprune.recipe.build import (
     training_arguments,
 )
 from dynprune.rewrite import rewrite, undo
-from dynprune.save import write_model
+from dynprune.storage import write_model
 
 __all__ = [
     "Inspection",
@@ -250,7 +250,7 @@ def distill(
         result = evaluate(model, validation, device=where, **pictures)
         return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
 
-    facts = {"recipe": recipe.to_data(), "data": [str(training.root.name), len(training)]}
+    facts = {"recipe": recipe.to_data(), "data": training.fingerprint()}
     yield from train(
         student,
         teacher,

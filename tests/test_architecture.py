@@ -21,7 +21,7 @@ recipe recipes
 files
 inputs
 pretrained
-models provenance save
+models provenance storage
 logits
 data
 evaluate
@@ -31,6 +31,7 @@ report
 export
 recipe.build
 pipeline
+api
 demo
 __init__
 cli

@@ -47,7 +47,7 @@ def test_inspect_of_a_gated_model_tells_what_was_done(run, gated):
 
 def test_apply_writes_a_model_that_loads_without_a_recipe(gated):
     from dynprune.gate import gates
-    from dynprune.save import load
+    from dynprune.storage import load
 
     (gated / "recipe.yaml").rename(gated / "moved")
     try:

@@ -62,7 +62,7 @@ def test_different_inputs_keep_different_neurons_and_shuffle_with_their_batch(ga
     model, example, *_ = gated
     _stir(model)
     brightness = torch.arange(4.0).view(4, 1, 1, 1)
-    call = Example((example.batched(4).args[0] + 3 * brightness,))
+    call = Example((example.batched(4).tensors[0] + 3 * brightness,))
     outputs = run(model, call)
     masks = {name: gate.mask for name, gate in gates(model).items()}
     assert all(len(mask.unique(dim=0)) == 4 for mask in masks.values() if mask.shape[1] > 32)

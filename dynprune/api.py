@@ -1,0 +1,123 @@
+"""The Python interface: inspect, apply, restore, save and load, on any module."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynprune import pipeline
+from dynprune import storage as files
+from dynprune.errors import UsageError
+from dynprune.example import Example
+from dynprune.models import LoadedModel, ModelSource, classes_of, source_of
+from dynprune.provenance import provenance_of
+from dynprune.recipe import Recipe, load_recipe
+
+__all__ = ["ExampleLike", "apply", "inspect", "load", "restore", "save"]
+
+ExampleLike = Example | Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""One call of a model: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
+
+
+def inspect(
+    model: nn.Module, example: ExampleLike, recipe: Recipe | str | Path | None = None
+) -> pipeline.Inspection:
+    """Find a model's neuron groups and the mode in which each would run; changes nothing.
+
+    Args:
+        model: any module.
+        example: one call of it, batch first.
+        recipe: whose targets count; a name, a file or a `Recipe`. Every group where None.
+
+    Raises:
+        NoMatchError: where a pattern of the recipe matches nothing.
+
+    Example:
+        >>> import torch
+        >>> mlp = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+        >>> [(p.group.kind, p.group.neurons, p.mode) for p in inspect(mlp, torch.randn(2, 8)).plans]
+        [('ffn', 32, 'compact')]
+    """
+    return pipeline.inspect_model(_loaded(model, example), _recipe(recipe))
+
+
+def apply(
+    model: nn.Module,
+    example: ExampleLike,
+    recipe: Recipe | str | Path,
+    *,
+    calibration: Iterable[ExampleLike] | None = None,
+    inplace: bool = True,
+) -> nn.Module:
+    """Gate a model: for every input it computes only the neurons that the input needs.
+
+    Args:
+        model: any dense module.
+        example: one call of it, batch first.
+        recipe: a name, a file or a `Recipe`.
+        calibration: a few calls with real inputs, from which the gates start.
+        inplace: change ``model`` itself; a copy where false.
+
+    Returns:
+        The gated model, in eval mode; it is called as before.
+
+    Raises:
+        NoMatchError: where a pattern matches nothing, or nothing can be gated.
+    """
+    chosen = _recipe(recipe)
+    if chosen is None:
+        raise UsageError("apply needs a recipe: a name such as 'segformer-b0', a file, or a Recipe")
+    if not inplace:
+        model = copy.deepcopy(model)
+    calls = None if calibration is None else (_example(call) for call in calibration)
+    return pipeline.apply_recipe(_loaded(model, example), chosen, calibration=calls)
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Take gates and rewrites out again, in place: an untrained model gets its own bits back."""
+    return pipeline.restore(model)
+
+
+def save(model: nn.Module, directory: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a model as safetensors with a manifest, whole or not at all.
+
+    Raises:
+        OutputError: where the directory cannot be written.
+    """
+    return files.save(model, directory, overwrite=overwrite, provenance=provenance_of(model))
+
+
+def load(directory: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Load what `save` wrote.
+
+    Args:
+        directory: that `save` wrote.
+        factory: makes the dense architecture; for models that are not from transformers.
+
+    Raises:
+        InputError: where files are missing or damaged.
+    """
+    return files.load(directory, factory=factory)
+
+
+def _example(example: ExampleLike) -> Example:
+    if isinstance(example, Example):
+        return example
+    if isinstance(example, Mapping):
+        return Example((), dict(example))
+    return Example(example if isinstance(example, tuple) else (example,))
+
+
+def _recipe(recipe: Recipe | str | Path | None) -> Recipe | None:
+    return recipe if recipe is None or isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def _loaded(model: nn.Module, example: ExampleLike) -> LoadedModel:
+    try:
+        source = source_of(model)
+    except UsageError:  # a module of the user's own: they bring its factory when they load it
+        kind = type(model)
+        source = ModelSource("factory", factory=f"{kind.__module__}:{kind.__qualname__}")
+    return LoadedModel(model, _example(example), source, classes_of(model), type(model).__name__)
