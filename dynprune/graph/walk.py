@@ -28,8 +28,9 @@ RETURNED = "returned as an output of the model"
 _REARRANGE = {
     "alias", "clone", "contiguous", "detach", "expand", "flatten", "permute", "reshape",
     "squeeze", "t", "to", "_to_copy", "transpose", "unflatten", "unsqueeze", "view",
-    "_unsafe_view", "_assert_tensor_metadata", "type_as", "numpy_T",
+    "_unsafe_view", "_assert_tensor_metadata", "type_as", "numpy_T", "mT",
 }  # fmt: skip
+_COPIES = {"to", "_to_copy", "detach", "alias", "contiguous", "clone", "lift_fresh_copy"}
 _PRODUCTS = {
     "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul",
     "mm", "batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
@@ -109,7 +110,9 @@ class Walk:
         return node in self._from_data
 
     def constant(self, node: fx.Node) -> Tensor | None:
-        """The value of a buffer or constant."""
+        """The value of a buffer or constant, seen through copies."""
+        while node.op == "call_function" and operation(node) in _COPIES:
+            node = node.args[0]  # type: ignore[assignment]
         return self.trace.values.get(node)
 
     def names(self, node: Any) -> tuple[str, ...]:
@@ -220,7 +223,7 @@ class Walk:
             for user in node.users:
                 if user.op == "output":
                     continue
-                if operation(user) in {"to", "_to_copy", "detach", "alias", "t", "contiguous"}:
+                if operation(user) in _COPIES | {"t", "numpy_T", "mT"}:
                     todo.append(user)
                 elif operation(user) not in {"_assert_tensor_metadata"}:
                     readers.append(self.scope(user))

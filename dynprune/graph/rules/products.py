@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, fx
 
 from dynprune.graph.labels import compact, varying
-from dynprune.graph.rules.layers import through_transposed
-from dynprune.graph.walk import Labels, Rule, Walk
+from dynprune.graph.rules.layers import through_layer, through_transposed
+from dynprune.graph.walk import Labels, Rule, Walk, operation
 
 __all__ = ["PRODUCTS"]
+
+#: What turns a stored weight (out, in) into a right factor (in, out).
+_TRANSPOSITIONS = {"mT", "numpy_T", "permute", "t", "transpose"}
 
 
 def _attention(walk: Walk, node: fx.Node) -> Labels:
@@ -81,12 +84,16 @@ def _matmul(walk: Walk, node: fx.Node) -> Labels:
     first, second = _operands(walk, node)
     shapes = walk.shape(first), walk.shape(second)
     if min(len(shape) for shape in shapes) < 2:
-        if len(shapes[1]) == 1 or len(shapes[0]) == 1:
-            walk.spoil([first, second], "multiplied with a vector")
+        walk.spoil([first, second], "multiplied with a vector")
         walk.product(node, "matmul", math.prod(walk.shape(node)) * shapes[0][-1])
         return None
     if len(shapes[1]) == 2 and walk.names(second):
         return through_transposed(walk, node, first, second)
+    stored = second.args[0] if operation(second) in _TRANSPOSITIONS else None
+    if isinstance(stored, fx.Node) and len(shapes[1]) == 2 and walk.names(stored):
+        layer = walk.layer(node, stored, shapes[1][0], shapes[1][1])
+        macs = math.prod(walk.shape(node)) * shapes[1][0]
+        return through_layer(walk, node, layer, first, axis=-1, op="linear", macs=macs)
     return _activations(walk, node, first, second)
 
 
