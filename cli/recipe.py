@@ -26,7 +26,7 @@ def list_recipes(json: Json = False) -> None:
                 {
                     "name": name,
                     "description": recipe.description,
-                    "input": list(recipe.model.input),
+                    "input": recipe.model.input,
                     "prune_ratio": recipe.sparsity.final,
                     "steps": recipe.steps,
                 }

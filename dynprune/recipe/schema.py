@@ -31,8 +31,8 @@ class Model(Section):
     factory: str | None = None
     """`module:function` that the user must type as MODEL; a recipe never imports code itself."""
 
-    input: tuple[PositiveInt, ...] = Field(min_length=2, max_length=5)
-    """Shape of one call: [B, 3, H, W] pictures in pixels, or [B, N] token ids."""
+    input: Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=5)] | None = None
+    """Shape of a call: [B, 3, H, W] in pixels, or [B, N] token ids; null for the model's own."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Self:

@@ -41,8 +41,8 @@ def test_a_dumped_recipe_reads_back_equal(name):
     assert parse_recipe(dump_recipe(recipe)) == recipe
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_built_in_recipe_can_be_built_without_weights(name):
+@pytest.mark.parametrize("name", [n for n in recipe_names() if n != "any"])
+def test_a_recipe_for_a_model_can_build_it_without_weights(name):
     model = load_recipe(name).model
     assert model.architecture is not None
     assert model.config is not None
@@ -81,7 +81,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_one():
 
 
 def test_a_name_like_no_other_is_answered_with_all_names():
-    with pytest.raises(RecipeError, match=r"Built-in recipes: demo, segformer-b0,"):
+    with pytest.raises(RecipeError, match=r"Built-in recipes: any, demo,"):
         load_recipe("qqq")
 
 
