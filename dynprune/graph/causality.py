@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.graph.inference import at_inference
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.modes import at_inference
 
 __all__ = ["causal_modules"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph.fallback import record_one_run
-from dynprune.graph.inference import at_inference
+from dynprune.modes import at_inference
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
 

@@ -118,9 +118,7 @@ class Walk:
     def names(self, node: Any) -> tuple[str, ...]:
         """All names of a parameter or buffer, seen through casts."""
         while isinstance(node, fx.Node) and node not in self._names:
-            if node.op != "call_function" or operation(node) not in {
-                "to", "_to_copy", "detach", "alias", "contiguous", "clone",
-            }:  # fmt: skip
+            if node.op != "call_function" or operation(node) not in _COPIES:
                 return ()
             node = node.args[0]
         return self._names.get(node, ())

@@ -1,7 +1,5 @@
 """The counted multiply-adds equal independent counts, and their axes carry the right shares."""
 
-import copy
-
 import pytest
 import torch
 import transformers as hf
@@ -11,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.example import Example
 from dynprune.graph import find_groups
+from tests.graph.explored import explored
 from tests.zoo import ZOO
 
 
@@ -29,8 +28,7 @@ def counted_by_torch(model: nn.Module, example: Example) -> int:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_the_total_equals_that_of_torch(name):
-    model, example = ZOO[name].made()
-    grouping = find_groups(model, example)
+    model, example, grouping = explored(name)
     total = sum(node.macs for node in grouping.costs)
     # CLIP's logits are a product over the batch squared, counted here as linear in the batch.
     slack = 16 if name == "clip" else 0
@@ -60,8 +58,7 @@ def test_segformer_b0_costs_what_its_paper_says():
 @pytest.mark.parametrize("name", ["vit", "pvt_v2", "bert", "gpt2", "fused_vit", "llama"])
 def test_pruned_costs_equal_those_of_a_model_built_narrower(name):
     """Half of everything: the same architecture with half the hidden width and head width."""
-    model, example = ZOO[name].made()
-    grouping = find_groups(model, example)
+    _, _, grouping = explored(name)
     half = {group.name: 0.5 for group in grouping.candidates}
     for node in grouping.costs:
         expected = node.macs
@@ -79,8 +76,7 @@ def test_pruned_costs_equal_those_of_a_model_built_narrower(name):
 
 
 def test_a_fused_projection_is_shared_by_its_groups():
-    model, example = ZOO["fused_vit"].made()
-    grouping = find_groups(copy.deepcopy(model), example)
+    _, _, grouping = explored("fused_vit")
     node = next(node for node in grouping.costs if node.module == "blocks.0.attn.qkv")
     shares = dict(node.out.shares)
     assert shares == {

@@ -15,18 +15,18 @@ ADDED = "added to values that no linear layer of its own makes"
 
 #: Functions of one value that map zero to zero.
 _KEEP_ZERO = (
-    "abs", "asinh", "atan", "celu", "elu", "erf", "expm1", "float", "gelu", "hardshrink",
+    "abs", "asinh", "atan", "celu", "elu", "erf", "expm1", "gelu", "hardshrink",
     "hardswish", "leaky_relu", "log1p", "mish", "neg", "relu", "relu6", "round", "selu", "silu",
-    "sin", "sinh", "softshrink", "softsign", "sqrt", "square", "tan", "tanh", "to", "_to_copy",
-    "type_as", "nan_to_num", "rrelu", "prelu", "native_dropout", "positive", "half", "bfloat16",
-    "double", "_prelu_kernel", "floor", "ceil", "trunc", "sign",
+    "sin", "sinh", "softshrink", "sqrt", "square", "tan", "tanh", "to", "_to_copy",
+    "type_as", "nan_to_num", "rrelu", "prelu", "native_dropout", "positive",
+    "_prelu_kernel", "floor", "ceil", "trunc", "sign",
 )  # fmt: skip
 
 #: Functions of one value that do not, or need not.
 _MOVE_ZERO = (
     "clamp", "clamp_max", "clamp_min", "cos", "cosh", "exp", "exp2", "hardsigmoid", "hardtanh",
     "log", "log2", "log10", "log_sigmoid", "logit", "pow", "reciprocal", "rsqrt", "sigmoid",
-    "softplus", "threshold", "logsigmoid",
+    "softplus", "threshold",
 )  # fmt: skip
 
 

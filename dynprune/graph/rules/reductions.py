@@ -24,7 +24,7 @@ _SPATIAL = {
     "avg_pool1d": 1, "avg_pool2d": 2, "adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2,
     "_adaptive_avg_pool2d": 2, "adaptive_max_pool2d": 2, "max_pool2d_with_indices": 2,
     "grid_sampler": 2, "grid_sampler_2d": 2, "_upsample_nearest_exact2d": 2,
-    "interpolate": 2, "avg_pool3d": 3, "max_pool3d": 3, "adaptive_avg_pool3d": 3,
+    "avg_pool3d": 3, "max_pool3d": 3, "adaptive_avg_pool3d": 3,
 }  # fmt: skip
 
 
