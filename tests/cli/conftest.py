@@ -8,6 +8,7 @@ import pytest
 import torch
 from dynprune.cli.main import app
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 3
@@ -113,6 +114,12 @@ def data(shared):
             save(root / "annotations" / split / f"{index}.png", label)
     (root / "classes.txt").write_text("sky\nsea\nland\n")
     return root
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two directories hold the same tensors, bit for bit; a header's order is free."""
+    first, second = (load_file(path / "model.safetensors") for path in (one, other))
+    return first.keys() == second.keys() and all(first[n].equal(second[n]) for n in first)
 
 
 def save(path: Path, pixels: torch.Tensor) -> None:
