@@ -1,7 +1,6 @@
 """Mean intersection over union of a model on a data set, from one confusion matrix."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, VOID, SegmentationData, normalise
 from dynprune.errors import DynpruneError, InputError
 from dynprune.logits import label_map, logits_of, window_logits
+from dynprune.modes import evaluating
 
-__all__ = ["Evaluation", "evaluate", "evaluating", "logits_of", "predict_logits", "score"]
+__all__ = ["Evaluation", "evaluate", "logits_of", "predict_logits", "score"]
 
 _SMALL = 64  # a picture with a side under twice the stride of the deepest usual stage
 
@@ -169,15 +169,3 @@ def predict_logits(
             f"logits ({images.shape[0]}, classes, H, W); is it a segmentation model?"
         )
     return logits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, in place, and each back in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

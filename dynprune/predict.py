@@ -20,8 +20,9 @@ from dynprune.data import (
     write_picture,
 )
 from dynprune.errors import UsageError
-from dynprune.evaluate import evaluating, predict_logits
+from dynprune.evaluate import predict_logits
 from dynprune.logits import label_map
+from dynprune.modes import evaluating
 
 __all__ = ["Prediction", "overlay", "palette", "predict", "predict_files"]
 

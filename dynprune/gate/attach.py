@@ -11,9 +11,10 @@ from dynprune.gate.carriers import carry
 from dynprune.gate.inject import Attachment, inject, remove
 from dynprune.gate.neuron_gate import GateConfig, NeuronGate
 from dynprune.gate.plan import GroupPlan
-from dynprune.gate.probe import Probe, evaluating, probe, small_example
+from dynprune.gate.probe import Probe, probe, small_example
 from dynprune.gate.verify import verify
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.modes import at_inference
 
 __all__ = ["gate_model", "plan_groups"]
 
@@ -39,7 +40,7 @@ def plan_groups(
     """
     fallback = GateConfig()
     plans = []
-    with evaluating(model):
+    with at_inference(model):
         small = small_example(model, example)
         seen = probe(model, small, groups)
         for group in groups:

@@ -16,7 +16,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear, Port
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.gate.probe import evaluating
+from dynprune.modes import at_inference
 
 __all__ = ["NeuronMoments", "calibrate", "measure", "start_from_weights"]
 
@@ -120,7 +120,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
     """
     tallies = {name: _Tally() for name in gates(model)}
     summaries: dict[str, Tensor] = {}
-    with evaluating(model), _dense(model), ExitStack() as stack:
+    with at_inference(model), _dense(model), ExitStack() as stack:
         for name, gate in gates(model).items():
             gate.state.summaries = []
             stack.enter_context(_watch(model, gate, tallies[name]))

@@ -2,8 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
 
-__all__ = ["Probe", "evaluating", "probe", "small_example"]
+__all__ = ["Probe", "probe", "small_example"]
 
 Hook = Callable[[nn.Module, tuple[Any, ...]], None]
 
@@ -34,23 +33,6 @@ class Probe:
     def __init__(self) -> None:
         self.layouts: dict[str, InstanceLayout | str] = {}
         self.calls: Counter[str] = Counter()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode without gradients, and give it its training flags back."""
-    flags = {module: module.training for module in model.modules()}
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    try:
-        model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, training in flags.items():
-            if module.training != training:
-                module.train(training)
 
 
 def small_example(model: nn.Module, example: Example) -> Example:

@@ -12,9 +12,9 @@ from dynprune.example import Example
 from dynprune.gate import attached, gates, is_gated, remove
 from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import MacNode
+from dynprune.modes import evaluating
 from dynprune.report.executed import count_executed, executed
 from dynprune.rewrite import FoldedDecoder, undo
-from dynprune.rewrite.proof import evaluation
 
 __all__ = [
     "ExecutedRange",
@@ -138,7 +138,7 @@ def macs_report(model: nn.Module, example: Example, calls: Sequence[Example] = (
     """
     rewritten = without_gates(model)
     dense = undo(copy.deepcopy(rewritten))
-    with evaluation(model), evaluation(rewritten), evaluation(dense), torch.no_grad():
+    with evaluating(model), evaluating(rewritten), evaluating(dense), torch.no_grad():
         before = count_executed(dense, example)
         ran = [executed(model, call) for call in calls or (example,)]
         grouping = find_groups(rewritten, example)

@@ -1,8 +1,7 @@
 """Prove a rewritten head by running it beside its source."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-__all__ = ["TOLERANCE", "evaluation", "largest_error", "relative_error"]
+__all__ = ["TOLERANCE", "largest_error", "relative_error"]
 
 TOLERANCE = 1e-5
 """Largest relative error of a proven rewrite: float32's rounding of sums in another order."""
@@ -29,18 +28,6 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
         return 0.0 if torch.equal(actual, expected) else float("inf")
     difference = (actual - expected).abs().max()
     return float(difference / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode for the block, then back into its own."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def largest_error(

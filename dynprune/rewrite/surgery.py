@@ -12,9 +12,10 @@ from torch.utils import _pytree as pytree
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.modes import evaluating
 from dynprune.rewrite.folded import FoldedDecoder, pointwise_weight
 from dynprune.rewrite.match import NotFoldableError, match_decoder
-from dynprune.rewrite.proof import TOLERANCE, evaluation, largest_error, relative_error
+from dynprune.rewrite.proof import TOLERANCE, largest_error, relative_error
 from dynprune.rewrite.structure import DecoderStructure
 from dynprune.rewrite.unfold import unfold
 
@@ -131,7 +132,7 @@ def undo(model: nn.Module) -> nn.Module:
 
 def _fold_decoders(model: nn.Module, example: Example) -> list[Rewrite]:
     """Fold every head that can be folded, in place."""
-    with evaluation(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         calls = _capture(model, example)
         before = _tensors(example.run(model))
     records: list[Rewrite] = []
@@ -145,7 +146,7 @@ def _fold_decoders(model: nn.Module, example: Example) -> list[Rewrite]:
         if record.reason is None:
             folded.append(name)
     if folded:
-        with evaluation(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             after = _tensors(example.run(model))
         error = max(relative_error(a, b) for a, b in zip(after, before, strict=True))
         if not error <= 10 * TOLERANCE:  # the layers behind a head may amplify its rounding
@@ -167,7 +168,7 @@ def _fold(model: nn.Module, name: str, call: _Call) -> Rewrite:
     try:
         if call.count > 1:
             raise NotFoldableError(f"it runs {call.count} times in one call of the model")
-        with evaluation(head), torch.no_grad():
+        with evaluating(head), torch.no_grad():
             program = torch.export.export(head, call.args, call.kwargs, strict=False)
         structure = match_decoder(head, program)
         _check_unshared(model, head, structure)

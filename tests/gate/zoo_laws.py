@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from dynprune.example import Example
 from dynprune.gate import GateConfig, gate_model, gates
 from dynprune.gate.inject import Attachment
-from dynprune.gate.probe import evaluating
 from dynprune.gate.verify import tensors_of
 from dynprune.graph import Grouping, find_groups
+from dynprune.modes import at_inference
 from tests.zoo import ZOO
 
 
 def run(model: nn.Module, example: Example) -> list[Tensor]:
     """Give every floating-point tensor that a model returns."""
-    with evaluating(model):
+    with at_inference(model):
         return [t.double() for t in tensors_of(example.run(model)) if t.is_floating_point()]
 
 
