@@ -6,6 +6,8 @@ import signal
 import pytest
 from dynprune.cli import distill
 
+from tests.cli.conftest import same_weights
+
 
 @pytest.fixture
 def interrupted(monkeypatch):
@@ -34,7 +36,4 @@ def test_ctrl_c_saves_a_checkpoint_exits_130_and_resume_ends_with_the_same_bits(
     assert list((tmp_path / "stopped" / "checkpoints").iterdir())
     run("distill", *flags, tmp_path / "stopped", "--resume")
     run("distill", *flags, tmp_path / "whole")
-    weights = [
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("stopped", "whole")
-    ]
-    assert weights[0] == weights[1]
+    assert same_weights(tmp_path / "stopped", tmp_path / "whole")
