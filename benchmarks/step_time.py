@@ -55,10 +55,24 @@ def steppers(recipe_name: str, ratio: float) -> dict[str, Stepper]:
     return found
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock and processor seconds of a call."""
+    wall, processor = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def row(
+    name: str, measured: list[tuple[float, float]], plain: list[tuple[float, float]]
+) -> dict[str, object]:
+    """Medians, and medians of the ratios to the plain step of the same round."""
+    found: dict[str, object] = {"step": name}
+    for index, clock in enumerate(("wall", "processor")):
+        values = [pair[index] for pair in measured]
+        ratios = [pair[index] / other[index] for pair, other in zip(measured, plain, strict=True)]
+        found[f"{clock}_seconds"] = round(statistics.median(values), 3)
+        found[f"{clock}_ratio"] = round(statistics.median(ratios), 3)
+    return found
 
 
 def main() -> None:
@@ -76,30 +90,25 @@ def main() -> None:
     images = torch.randn(options.batch, 3, *options.crop, generator=generator)
     labels = torch.randint(0, 19, (options.batch, *options.crop), generator=generator)
     variants = steppers(options.recipe, options.ratio)
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for turn in range(options.rounds + 1):
         for name, stepper in variants.items():
             elapsed = seconds(lambda s=stepper, t=turn: s(t, (images, labels)))
             if turn:  # the first round warms up
                 times[name].append(elapsed)
     plain = times["dense fine-tuning"]
-    rows = [
-        {
-            "variant": name,
-            "median_seconds": round(statistics.median(measured), 3),
-            "ratio": round(
-                statistics.median(a / b for a, b in zip(measured, plain, strict=True)), 3
-            ),
-        }
-        for name, measured in times.items()
-    ]
+    rows = [row(name, measured, plain) for name, measured in times.items()]
     if options.json:
         settings = vars(options) | {"torch": torch.__version__}
         print(json.dumps({"settings": settings, "rows": rows}, indent=1))
         return
-    print(f"{'step':28} {'median s':>9} {'of plain':>9}")
-    for row in rows:
-        print(f"{row['variant']:28} {row['median_seconds']:9.3f} {row['ratio']:9.3f}")
+    print(f"{'step':24} {'wall s':>8} {'of plain':>9} {'cpu s':>8} {'of plain':>9}")
+    for found in rows:
+        name, *figures = found.values()
+        print(
+            f"{name:24} "
+            + " ".join(f"{f:{w}.3f}" for f, w in zip(figures, (8, 9, 8, 9), strict=True))
+        )
 
 
 if __name__ == "__main__":
