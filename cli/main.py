@@ -95,7 +95,18 @@ def _root(
 
 def _register() -> None:
     """Give the app its verbs. Their modules import torch only when they run."""
-    from . import apply, demo, distill, env, evaluate, inspect, predict, recipe, report
+    from . import (
+        apply,
+        demo,
+        distill,
+        env,
+        evaluate,
+        inspect,
+        predict,
+        recipe,
+        report,
+        report_neurons,
+    )
 
     app.command("demo")(demo.run)
     app.command("inspect")(inspect.run)
@@ -103,6 +114,7 @@ def _register() -> None:
     app.command("distill")(distill.run)
     app.command("eval")(evaluate.run)
     app.command("predict")(predict.run)
+    report.app.command("neurons")(report_neurons.run)
     app.add_typer(report.app, name="report")
     app.add_typer(recipe.app, name="recipe")
     app.command("env")(env.run)

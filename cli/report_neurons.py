@@ -1,0 +1,118 @@
+"""`dynprune report neurons`: which neurons are useful, and whether gates choose by the input."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .bounds import check_bounds, parse_bounds
+from .options import (
+    DataDirectory,
+    Device,
+    FailIf,
+    Json,
+    ModelName,
+    Overrides,
+    Quiet,
+    RecipeName,
+    Split,
+    Threads,
+    Verbose,
+)
+from .subject import choose_device, find_recipe, load_subject, prepare
+from .terminal import Terminal, table
+
+if TYPE_CHECKING:
+    from dynprune.report.neurons import NeuronReport
+
+
+def run(
+    model: ModelName,
+    data: DataDirectory,
+    split: Split = "val",
+    images: Annotated[
+        int | None,
+        typer.Option("--images", metavar="N", min=1, help="Pictures to run; default: all."),
+    ] = None,
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    fail_if: FailIf = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Tell every gated neuron's energy and firing rate, and how far kept sets differ by image.
+
+    Type I is always useful, II depends on the input, III is never useful. An overlap of 1 says
+    that every image keeps the same neurons: such a gate is not dynamic. Pictures whose names
+    share what stands before the first _ count as one world.
+    """
+    terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
+    bounds = parse_bounds(fail_if)
+    followed = find_recipe(model, recipe, overrides)
+    prepare(threads, followed)
+    from dynprune.data import open_dataset
+    from dynprune.recipe.build import picture_arguments
+    from dynprune.report.calls import PictureCalls, spread
+    from dynprune.report.neurons import neuron_report
+    from dynprune.report.overlap import worlds_of
+
+    place = choose_device(device)
+    shown = spread(open_dataset(data, split), images)
+    loaded = load_subject(model, followed, device=place)
+    pictures = picture_arguments(followed)
+    calls = PictureCalls(shown, device=place, mean=pictures["mean"], std=pictures["std"])
+    with terminal.progress("neurons") as step:
+        found = neuron_report(loaded.module, calls, worlds=worlds_of(shown.images), progress=step)
+    record = found.to_json()
+    views: list[Any] = [_groups(found)]
+    if found.worlds:
+        views += ["", _worlds(found)]
+    terminal.result(record, *views, "", _summary(found, f"{split} of {data}"))
+    check_bounds(bounds, record)
+
+
+def _groups(found: "NeuronReport") -> Table:
+    """One row a group."""
+    told = bool(found.worlds)
+    columns = ["group", "kind", ">neurons", ">kept", ">I", ">II", ">III", ">always", ">never"]
+    columns += [">overlap", *([">same world", ">other world"] if told else [])]
+    rows = []
+    for group in found.groups:
+        lap = group.overlap
+        shares = (None,) * 3 if lap is None else (lap.all, lap.same_world, lap.different_worlds)
+        rows.append(
+            (
+                group.name,
+                group.kind,
+                group.neurons,
+                group.kept,
+                *group.counts.values(),
+                group.always,
+                group.never,
+                *(_two_digits(share) for share in shares[: 3 if told else 1]),
+            )
+        )
+    return table(*columns, rows=rows)
+
+
+def _worlds(found: "NeuronReport") -> Table:
+    """Mean overlap of every two worlds."""
+    return table(
+        "world",
+        "with",
+        ">overlap",
+        rows=[(pair.first, pair.second, _two_digits(pair.overlap)) for pair in found.world_overlap],
+    )
+
+
+def _summary(found: "NeuronReport", where: str) -> str:
+    types = "  ".join(f"{name} {count}" for name, count in found.counts.items())
+    lap = "-" if found.overlap is None else f"{found.overlap.all:.3f}"
+    return f"neurons by type: {types}  mean overlap {lap}  images {found.images}  ({where})"
+
+
+def _two_digits(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2f}"
