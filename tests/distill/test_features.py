@@ -77,7 +77,7 @@ def test_a_model_keeps_no_hooks_even_when_it_fails(dense, images):
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        ("decoder", "write 'encoder_stages', 'logits' or 're:PATTERN'"),
+        ("decoder", "'decoder': write 'encoder_stages', 'logits'"),
         ("re:nothing", "no module of the model has such a name"),
         ("re:(", "not a regular expression"),
     ],
