@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-HEIGHT, WIDTH, CLASSES = 64, 96, 3
+HEIGHT, WIDTH, CLASSES = 32, 48, 3
 
 RECIPE = f"""
 schema: dynprune/1
@@ -21,12 +21,15 @@ model:
   config:
     model_type: segformer
     num_labels: {CLASSES}
-    depths: [1, 1, 1, 1]
-    hidden_sizes: [8, 16, 16, 16]
+    num_encoder_blocks: 2
+    depths: [1, 1]
+    hidden_sizes: [8, 16]
     decoder_hidden_size: 16
-    num_attention_heads: [1, 2, 2, 2]
-    sr_ratios: [8, 4, 2, 1]
-    mlp_ratios: [2, 2, 2, 2]
+    num_attention_heads: [1, 2]
+    sr_ratios: [2, 1]
+    mlp_ratios: [2, 2]
+    patch_sizes: [7, 3]
+    strides: [4, 2]
   input: [1, 3, {HEIGHT}, {WIDTH}]
 rewrite: [fold-decoder]
 apply:
@@ -35,7 +38,7 @@ apply:
   calibration: {{images: 2}}
 sparsity: {{final: 0.5, schedule: {{end_step: 2}}}}
 penalties: [{{type: gate_l1, weight: 1.0e-6}}]
-data: {{crop: [32, 32], classes: {CLASSES}}}
+data: {{crop: [16, 16], classes: {CLASSES}}}
 stages:
   - {{name: features, steps: 2, losses: [{{type: mse}}]}}
   - {{name: logits, steps: 2, losses: [{{type: ce}}, {{type: soft_ce}}]}}
