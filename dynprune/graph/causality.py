@@ -40,11 +40,11 @@ def causal_modules(
     with at_inference(model):
         base = _inputs_of(model, names, _unmasked(example))
         for leaf, axis in cases:
-            reach = [
-                _reach(base, _inputs_of(model, names, _changed(example, leaf, axis, late)))
-                for late in (False, True)
-            ]
-            early, late = reach
+            calls = [_changed(example, leaf, axis, late) for late in (False, True)]
+            try:
+                early, late = (_reach(base, _inputs_of(model, names, call)) for call in calls)
+            except (IndexError, RuntimeError, ValueError):
+                continue  # No sequence: a changed value is not one that the model takes.
             touched = {name for name in base if early[name] > 0}
             found = {name for name in touched if early[name] == 1 and 0 < late[name] < 1}
             if found:
@@ -56,10 +56,8 @@ def causal_modules(
 def _sequences(example: Example) -> Iterator[tuple[int, int]]:
     """Place and axis of everything in an example that may be a sequence."""
     for place, leaf in enumerate(pytree.tree_leaves((example.args, dict(example.kwargs)))):
-        if not isinstance(leaf, Tensor) or leaf.dim() not in (2, 3):
-            continue
-        if leaf.is_floating_point() or (leaf.dtype != torch.bool and int(leaf.max()) > 1):
-            yield from ((place, axis) for axis in range(1, leaf.dim()) if leaf.shape[axis] >= 4)
+        if isinstance(leaf, Tensor) and leaf.dim() in (2, 3) and leaf.dtype != torch.bool:
+            yield from ((place, axis) for axis in range(1, leaf.dim()) if leaf.shape[axis] > 1)
 
 
 def _unmasked(example: Example) -> Example:
@@ -84,7 +82,7 @@ def _changed(example: Example, place: int, axis: int, late: bool) -> Example:
         noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0))
         part += noise.to(part) * part.std().clamp_min(0.1)
     else:
-        part.copy_((part + 1) % (int(leaf.max()) + 1))
+        part.copy_((part + 1) % (max(int(leaf.max()), 1) + 1))
     leaves[place] = leaf
     return Example(*pytree.tree_unflatten(leaves, spec))
 

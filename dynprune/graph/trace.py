@@ -130,7 +130,7 @@ def _first_line(error: Exception | None) -> str:
 def _exported(model: nn.Module, call: Example, batch: int, start: float) -> Trace:
     program = torch.export.export(model, call.args, dict(call.kwargs), strict=False)
     operations = {node.target for node in program.graph.nodes}
-    if operations & _DECOMPOSED or any(writes_in_place(node) for node in program.graph.nodes):
+    if operations & _DECOMPOSED or any(_touches_neurons(node) for node in program.graph.nodes):
         table = torch.export.default_decompositions()
         program = program.run_decompositions({op: table[op] for op in operations & _DECOMPOSED})
     signature = program.graph_signature
@@ -187,6 +187,13 @@ def writes_in_place(node: fx.Node) -> bool:
         return False
     # Writing into a view changes what is viewed.
     return any(value.alias_info is not None for value in made_by.returns)
+
+
+def _touches_neurons(node: fx.Node) -> bool:
+    """Whether a node writes in place into values that could be neurons: not into indices."""
+    value = node.meta.get("val")
+    indices = isinstance(value, Tensor) and not value.is_floating_point()
+    return writes_in_place(node) and not indices
 
 
 def _scopes(model: nn.Module, module: fx.GraphModule) -> Iterator[tuple[fx.Node, str]]:

@@ -116,6 +116,26 @@ def test_a_factor_a_channel_is_named_since_it_cannot_be_narrowed():
     assert grouping.groups[0].parameters == ("gamma",)
 
 
+def test_attention_written_as_einsum_is_attention():
+    class Einsum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x).unflatten(-1, (2, 4)) for layer in (self.q, self.k, self.v))
+            weights = torch.einsum("bnhd,bmhd->bhnm", q, k).softmax(-1)
+            return self.o(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
+
+    model = Einsum().eval()
+    grouping = find_groups(model, example())
+    assert [(g.name, g.kind, g.heads) for g in grouping.candidates] == [
+        ("q", "qk", 2),
+        ("v", "v", 2),
+    ]
+    assert obeys_the_law(model, grouping)
+
+
 def test_two_layers_that_only_share_a_weight_are_two_groups():
     class Tied(nn.Module):
         def __init__(self) -> None:

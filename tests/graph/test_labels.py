@@ -1,11 +1,12 @@
 """Labels stay small, and say what they say in compact form."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynprune.graph.labels import columns, compact, ids, overlay, tidy, varying
 
+few = settings(max_examples=40)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 
 
@@ -19,11 +20,13 @@ def labels(draw):
     return torch.tensor(values[:count], dtype=torch.int32).reshape(small).expand(shape)
 
 
+@few
 @given(labels())
 def test_tidy_changes_no_label(table):
     assert torch.equal(tidy(table.contiguous()), table)
 
 
+@few
 @given(labels())
 def test_tidy_labels_vary_exactly_where_they_change(table):
     table = tidy(table.contiguous())
@@ -32,11 +35,13 @@ def test_tidy_labels_vary_exactly_where_they_change(table):
         assert (axis in varying(table)) == (not constant)
 
 
+@few
 @given(labels())
 def test_compact_labels_broadcast_back(table):
     assert torch.equal(compact(tidy(table)).expand(table.shape), table)
 
 
+@few
 @given(labels(), st.integers(0, 3))
 def test_columns_are_the_labels_if_they_depend_on_one_axis_alone(table, axis):
     axis %= table.dim()
@@ -48,11 +53,13 @@ def test_columns_are_the_labels_if_they_depend_on_one_axis_alone(table, axis):
         assert torch.equal(rows, found.expand_as(rows))
 
 
+@few
 @given(labels())
 def test_ids_are_the_set_of_labels(table):
     assert set(ids(table).tolist()) == set(table.flatten().tolist()) - {0}
 
 
+@few
 @given(labels())
 def test_overlay_takes_the_first_where_it_names_a_neuron(table):
     other = torch.full_like(table, 7)
