@@ -1,1 +1,1 @@
-"""Files that inference engines run, still dynamic."""
+"""Files for inference engines, still dynamic, each checked against PyTorch before it is kept."""

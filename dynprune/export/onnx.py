@@ -1,0 +1,202 @@
+"""ONNX files that choose neurons for every input inside, checked against PyTorch."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxscript import optimizer
+from torch import Tensor, nn
+
+from dynprune.example import Example
+from dynprune.export.instances import over_instances
+from dynprune.export.kept import kept_file
+from dynprune.export.program import Exportable, exportable
+from dynprune.export.verify import Check, check_calls, largest_difference
+from dynprune.rewrite.folded import PointwiseForm
+
+__all__ = ["Export", "OnnxPrecision", "export_onnx", "halved", "onnx_model", "onnx_runner"]
+
+OnnxPrecision = Literal["fp32", "fp16"]
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+"""Largest relative difference from PyTorch: rounding, and the choice between equal neurons."""
+
+_OUTPUT = "logits"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written, and how well it agrees with its model.
+
+    Attributes:
+        path: of the file.
+        format: ``onnx`` or ``openvino``.
+        precision: of its weights, or of its arithmetic for ``bf16``.
+        inputs: name -> shape; open sizes are strings.
+        checked: shapes of the first input of the calls that were compared.
+        max_error: largest relative difference from PyTorch.
+    """
+
+    path: Path
+    format: str
+    precision: str
+    inputs: dict[str, tuple[int | str, ...]]
+    checked: tuple[tuple[int, ...], ...]
+    max_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the document of ``dynprune export --json``."""
+        return {
+            "output": str(self.path),
+            "format": self.format,
+            "precision": self.precision,
+            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
+            "checked": [list(shape) for shape in self.checked],
+            "max_error": self.max_error,
+        }
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Example,
+    path: Path,
+    *,
+    precision: OnnxPrecision = "fp32",
+    overwrite: bool = False,
+) -> Export:
+    """Write a model as ONNX; the file is kept only if onnxruntime computes the same with it.
+
+    Args:
+        model: gated, rewritten or neither; left as it is.
+        example: a call of it.
+        path: of the file.
+        precision: ``fp16`` stores weights in half precision; arithmetic stays in float32.
+        overwrite: whether the file may be there already.
+
+    Raises:
+        OutputError: the file exists, cannot be written, or differs from the model.
+        UsageError: the model cannot be traced.
+    """
+    with kept_file(path, overwrite=overwrite) as place:
+        proto, traced = onnx_model(model, example, pointwise="linear")
+        onnx.save(halved(proto) if precision == "fp16" else proto, place)
+        calls = check_calls(example, [_open_batch(shape) for shape in traced.shapes])
+        error = largest_difference(
+            model,
+            onnx_runner(place),
+            calls,
+            tolerance=TOLERANCES[precision],
+            what=f"the {precision} ONNX file",
+        )
+    return Export(
+        path,
+        "onnx",
+        precision,
+        {n: _open_batch(s) for n, s in zip(traced.names, traced.shapes, strict=True)},
+        tuple(tuple(call.tensors[0].shape) for call in calls),
+        error,
+    )
+
+
+def onnx_model(
+    model: nn.Module, example: Example, *, pointwise: PointwiseForm
+) -> tuple[onnx.ModelProto, Exportable]:
+    """Convert a model, with an open batch whether it is gated or not.
+
+    Args:
+        model: left as it is.
+        example: a call of it.
+        pointwise: how the 1x1 maps of folded decoders are written.
+    """
+    traced = exportable(model, example, pointwise=pointwise)
+    with _quiet():
+        program = torch.onnx.export(
+            traced.program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            input_names=list(traced.names),
+            output_names=[_OUTPUT],
+        )
+        assert program is not None
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
+    proto = program.model_proto
+    return (over_instances(proto) if traced.one_instance else proto), traced
+
+
+def onnx_runner(path: Path, *, threads: int = 0) -> Check:
+    """Load a file into onnxruntime.
+
+    Args:
+        path: of the file.
+        threads: of one operator; 0 leaves it to the engine.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def run(tensors: Any) -> Tensor:
+        feeds = {n: t.detach().cpu().numpy() for n, t in zip(names, tensors, strict=True)}
+        return torch.from_numpy(session.run([_OUTPUT], feeds)[0])
+
+    return run
+
+
+def _open_batch(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return ("batch", *shape[1:])
+
+
+def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a model with its float32 weights in half precision, each behind a cast.
+
+    Engines fold the casts when they load the file; arithmetic stays in float32.
+    """
+    new = onnx.ModelProto()
+    new.CopyFrom(model)
+    _halve(new.graph)
+    return new
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    casts = []
+    for weight in graph.initializer:
+        if weight.data_type != TensorProto.FLOAT or np.prod(weight.dims) < 2:
+            continue
+        half = numpy_helper.from_array(
+            numpy_helper.to_array(weight).astype(np.float16), f"{weight.name}/half"
+        )
+        casts.append(helper.make_node("Cast", [half.name], [weight.name], to=TensorProto.FLOAT))
+        weight.CopyFrom(half)
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _halve(attribute.g)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporter from warning about what its users cannot change."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,186 @@
+"""Turn a model and a call into a program of tensors in, logits out, with sizes left open."""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from dynprune.errors import UsageError
+from dynprune.example import Example
+from dynprune.export.movements import simplify_movements
+from dynprune.gate import gates, set_execution
+from dynprune.logits import logits_of
+from dynprune.modes import evaluating
+from dynprune.rewrite.folded import PointwiseForm, pointwise_as
+
+__all__ = ["Exportable", "compact", "exportable"]
+
+logger = logging.getLogger(__name__)
+
+_SIDES = (128, 160)
+"""Height and width that pictures are cut to for tracing: small, and not equal."""
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A traced model.
+
+    Attributes:
+        program: maps the call's tensors to logits.
+        names: of the inputs, in order.
+        shapes: of the inputs; a size that is left open is a string.
+        one_instance: whether the program takes one instance alone, as a gated model's does:
+            every instance multiplies by weights of its own.
+    """
+
+    program: ExportedProgram
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int | str, ...], ...]
+    one_instance: bool
+
+
+def exportable(
+    model: nn.Module, example: Example, *, pointwise: PointwiseForm = "convolution"
+) -> Exportable:
+    """Trace a model in evaluation mode and, if it is gated, in compact execution.
+
+    Height and width of pictures and the length of token sequences stay open wherever the model
+    leaves them open; so does the batch where the model is not gated.
+
+    Args:
+        model: any model; left as it is.
+        example: a call of it; its tensors are the inputs, everything else stays fixed.
+        pointwise: how the 1x1 maps of folded decoders are written.
+
+    Raises:
+        UsageError: the model cannot be traced.
+    """
+    one_instance = bool(gates(model))
+    call = example.batched(1 if one_instance else 2)
+    sample = _small(model, call)
+    program = _traced(model, sample, one_instance, pointwise)
+    if program is None and sample is not call:
+        program = _traced(model, call, one_instance, pointwise)
+    if program is None:
+        raise UsageError(
+            f"{type(model).__name__} cannot be exported: torch.export does not trace it;"
+            " -v shows why"
+        )
+    simplify_movements(program)
+    users = program.graph_signature.user_inputs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    names = _input_names(model, example)
+    shapes = tuple(_shape(nodes[str(name)].meta["val"], i) for i, name in enumerate(users))
+    return Exportable(program, names, shapes, one_instance)
+
+
+@contextmanager
+def compact(model: nn.Module) -> Iterator[None]:
+    """Run every gate of the model compactly, in evaluation mode, for the block."""
+    requested = {gate: gate.requested for gate in gates(model).values()}
+    with evaluating(model), torch.no_grad():
+        set_execution(model, "compact")
+        try:
+            yield
+        finally:
+            for gate, execution in requested.items():
+                gate.requested = execution
+    for gate in requested:
+        gate.sync()
+
+
+class _LogitsOfTensors(nn.Module):
+    """Calls a model with its example's tensors replaced, and finds the logits."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        super().__init__()
+        self.model = model
+        self.leaves, self.spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(x, Tensor) else x for x in self.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        return logits_of(self.model(*args, **kwargs))
+
+
+def _traced(
+    model: nn.Module, call: Example, one_instance: bool, pointwise: PointwiseForm
+) -> ExportedProgram | None:
+    dynamic = tuple(_open_axes(t, call.batch, one_instance) for t in call.tensors)
+    wrapper = _LogitsOfTensors(model, call)
+    try:
+        with compact(model), pointwise_as(pointwise):
+            return torch.export.export(
+                wrapper, tuple(call.tensors), dynamic_shapes=(dynamic,), strict=False
+            )
+    except Exception as error:  # any model may refuse to be traced, in its own words
+        logger.info("torch.export: %s", error)
+        return None
+
+
+def _open_axes(tensor: Tensor, batch: int, one_instance: bool) -> dict[int, Any]:
+    """Say which axes of an input are left open where the model allows it."""
+    axes: dict[int, Any] = {}
+    if tensor.dim() and tensor.shape[0] == batch and not one_instance:
+        axes[0] = Dim.AUTO
+    if tensor.dim() == 4 and tensor.is_floating_point():
+        axes.update({2: Dim.AUTO, 3: Dim.AUTO})
+    elif tensor.dim() == 2 and not tensor.is_floating_point():
+        axes[1] = Dim.AUTO
+    return axes
+
+
+def _small(model: nn.Module, call: Example) -> Example:
+    """Cut pictures down for tracing where the model takes them at that size."""
+
+    def cut(leaf: Any) -> Any:
+        is_picture = isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.is_floating_point()
+        return leaf[..., : _SIDES[0], : _SIDES[1]] if is_picture else leaf
+
+    small = Example(*pytree.tree_map(cut, (call.args, dict(call.kwargs))))
+    if all(a.shape == b.shape for a, b in zip(small.tensors, call.tensors, strict=True)):
+        return call
+    try:
+        with evaluating(model), torch.no_grad():
+            small.run(model)
+    except Exception as error:  # a model of fixed size, say
+        logger.info("the model does not run on %s pixels: %s", _SIDES, error)
+        return call
+    return small
+
+
+def _input_names(model: nn.Module, example: Example) -> tuple[str, ...]:
+    """Name the inputs as the model's own signature does."""
+    parameters = list(inspect.signature(model.forward).parameters)
+    names = []
+    for position, arg in enumerate(example.args):
+        name = parameters[position] if position < len(parameters) else f"input_{position}"
+        names += _leaf_names(name, arg)
+    for name, arg in example.kwargs.items():
+        names += _leaf_names(name, arg)
+    return tuple(names)
+
+
+def _leaf_names(name: str, arg: Any) -> list[str]:
+    tensors = [leaf for leaf in pytree.tree_leaves(arg) if isinstance(leaf, Tensor)]
+    return [name] if len(tensors) == 1 else [f"{name}_{i}" for i in range(len(tensors))]
+
+
+def _shape(value: Tensor, place: int) -> tuple[int | str, ...]:
+    """Give an input's shape, open sizes by name."""
+    names = {0: "batch", 1: "length"} if value.dim() == 2 else {0: "batch", 2: "height", 3: "width"}
+    suffix = "" if place == 0 else f"_{place}"
+    shape: list[int | str] = []
+    for axis, size in enumerate(value.shape):
+        # A size that the model pins down in the middle of the trace is a symbol with one value.
+        known = size if isinstance(size, int) else size.node.maybe_as_int()
+        shape.append(names.get(axis, f"axis_{axis}{suffix}") if known is None else known)
+    return tuple(shape)
