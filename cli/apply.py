@@ -59,10 +59,10 @@ def run(
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     size = parse_size(input_size) if input_size else None
     followed = require_recipe(find_recipe(model, recipe, overrides, seed=seed))
-    from dynprune.files import check_output
+    from .output import MODEL_FILES, check_directory
 
     target = Path(output)
-    check_output(target, overwrite=overwrite)
+    check_directory(target, MODEL_FILES, overwrite=overwrite)
     prepare(threads, followed)
     place = choose_device(device)
     from dynprune.data import open_dataset

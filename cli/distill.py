@@ -32,18 +32,8 @@ from .terminal import Step, Terminal
 if TYPE_CHECKING:
     from dynprune.distill import Record
 
-# What a run writes into its directory, and so what --overwrite may remove from it.
-RUN_FILES = (
-    "checkpoints",
-    "config.json",
-    "dynprune.json",
-    "environment.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    "recipe.yaml",
-    "tensorboard",
-    ".lock",
-)
+# What a run writes into its directory besides the model, and so what --overwrite may remove.
+RUN_FILES = ("checkpoints", "metrics.jsonl", "report", "tensorboard", ".lock")
 
 
 def run(
@@ -158,20 +148,20 @@ def _check_stages(recipe: Recipe, stage: str | None) -> None:
 
 def _check_run(directory: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory that this run may not write into, before any work is done."""
-    from .output import check_directory
+    from .output import MODEL_FILES, check_directory
 
     if resume and overwrite:
         raise UsageError("--resume continues a run and --overwrite begins it anew; give one")
     if resume and not directory.is_dir():
         raise OutputError(f"--resume: there is no run in {directory}; check -o, or begin without")
-    check_directory(directory, RUN_FILES, overwrite=overwrite, resume=resume)
+    check_directory(directory, (*MODEL_FILES, *RUN_FILES), overwrite=overwrite, resume=resume)
 
 
 def _begin(directory: Path, recipe: Recipe, *, overwrite: bool) -> None:
     """Make the run's directory, with the recipe that it follows in it."""
-    from .output import begin_directory
+    from .output import MODEL_FILES, begin_directory
 
-    begin_directory(directory, RUN_FILES, overwrite=overwrite)
+    begin_directory(directory, (*MODEL_FILES, *RUN_FILES), overwrite=overwrite)
     try:
         (directory / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     except OSError as error:

@@ -8,7 +8,17 @@ from dynprune.distill.lock import OutputLock
 from dynprune.errors import OutputError
 from dynprune.files import check_output
 
-__all__ = ["begin_directory", "check_directory"]
+__all__ = ["MODEL_FILES", "begin_directory", "check_directory"]
+
+MODEL_FILES = (
+    "config.json",
+    "dynprune.json",
+    "environment.json",
+    "model.safetensors",
+    "README.md",
+    "recipe.yaml",
+)
+"""What a directory with a model of ours holds, and so what --overwrite may replace."""
 
 
 def check_directory(

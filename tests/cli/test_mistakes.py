@@ -174,6 +174,22 @@ def test_an_output_that_is_not_empty_exits_4(fails, dense, recipe, data, tmp_pat
     assert [path.name for path in output.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("number", range(2), ids=["apply", "distill"])
+def test_overwrite_replaces_nothing_that_is_not_ours(fails, dense, recipe, data, tmp_path, number):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "thesis.tex").write_text("mine")
+    command = list(commands_that_write(dense, recipe, data, output))[number]
+    assert "thesis.tex" in fails(*command, "--overwrite", code=4)
+    assert (output / "thesis.tex").read_text() == "mine"
+
+
+def test_overwrite_replaces_an_earlier_model(run, dense, recipe, gated, copied):
+    output = copied(gated)
+    flags = ("--recipe", recipe, "-o", output, "--set", "sparsity.final=0.25", "--json")
+    assert run("apply", dense, *flags, "--overwrite").document["keep_ratio"] == 0.75
+
+
 def unwritable(tmp_path, kind):
     """An output that even root cannot write: below a file, or in a file system without files."""
     (tmp_path / "file").write_text("")
