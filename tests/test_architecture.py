@@ -24,7 +24,7 @@ pretrained
 models provenance storage
 logits
 data
-evaluate
+evaluate embedding
 predict
 distill
 report

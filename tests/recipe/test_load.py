@@ -46,7 +46,7 @@ def test_a_recipe_for_a_model_can_build_it_without_weights(name):
     model = load_recipe(name).model
     assert model.architecture is not None
     assert model.config is not None
-    assert model.config["model_type"] == "segformer"
+    assert model.config["model_type"]
 
 
 @pytest.mark.parametrize("name", [n for n in recipe_names() if n.startswith("segformer")])
