@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from dynprune.data import SegmentationData, TrainingBatches, normalise
+from dynprune.distill import is_first_process
 from dynprune.distill.journal import Record
 from dynprune.distill.trainer import train
 from dynprune.errors import NoMatchError
@@ -250,7 +251,8 @@ def distill(
         result = evaluate(model, validation, device=where, **pictures)
         return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
 
-    facts = {"recipe": recipe.to_data(), "data": training.fingerprint()}
+    described = {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
+    facts = {"recipe": described, "data": training.fingerprint()}
     yield from train(
         student,
         teacher,
@@ -262,7 +264,8 @@ def distill(
         fingerprint=facts,
         **arguments,
     )
-    write_into(student, output)
+    if is_first_process():
+        write_into(student, output)
 
 
 def write_into(model: nn.Module, directory: Path) -> None:
