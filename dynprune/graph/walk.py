@@ -30,7 +30,9 @@ _REARRANGE = {
     "squeeze", "t", "to", "_to_copy", "transpose", "unflatten", "unsqueeze", "view",
     "_unsafe_view", "_assert_tensor_metadata", "type_as", "numpy_T", "mT",
 }  # fmt: skip
+#: Operations that hand on a weight as it is.
 _COPIES = {"to", "_to_copy", "detach", "alias", "contiguous", "clone", "lift_fresh_copy"}
+#: The one operation of a layer.
 _PRODUCTS = {
     "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "convolution", "linear", "matmul",
     "mm", "batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
@@ -208,7 +210,8 @@ class Walk:
         if leaf not in {"weight", "running_mean"}:
             return own[0], [f"{where} keeps its weight as {leaf}, not in a linear layer"]
         inside = [op for op in self._operations[scope] if op not in _REARRANGE]
-        if not scope or any(op not in _PRODUCTS for op in inside):
+        once_a_call = len(inside) == self._readers(weight).count(scope)
+        if not scope or not once_a_call or any(op not in _PRODUCTS for op in inside):
             return own[0], [f"{where} does more than one linear map"]
         return own[0], []
 

@@ -154,6 +154,26 @@ class DoesMore(nn.Linear):
         return F.gelu(super().forward(x)) * 2
 
 
+class LowRank(nn.Linear):
+    """A linear whose output passes a second one, with a weight of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.second = nn.Parameter(torch.randn(outputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(super().forward(x), self.second)
+
+
+class TwoInOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = LowRank(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x))
+
+
 class CustomLinear(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -256,6 +276,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a module of two names": (SharedUnderTwoNames, "fc1 is called 2 times"),
     "a computed weight": (ComputedWeight, "is computed, not stored"),
     "a linear that does more": (CustomLinear, "fc1 does more than one linear map"),
+    "two linears in one": (TwoInOne, "fc1 does more than one linear map"),
     "a wide convolution": (WideConvolution, "fc2 is a convolution of 3 pixels"),
     "packed projections": (PackedAttention, "keeps its weight as in_proj_weight"),
     "normalised queries": (lambda: Attention(unit_length), "takes a norm of its channels"),
