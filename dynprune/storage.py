@@ -13,7 +13,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from dynprune.errors import DynpruneError, InputError
+from dynprune.errors import DynpruneError, InputError, OutputError
 from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
 from dynprune.models import MANIFEST, ModelSource, build
@@ -39,7 +39,7 @@ def save(
     Args:
         model: gated, rewritten or dense.
         directory: new or empty.
-        overwrite: replace what is in it.
+        overwrite: replace the model that is in it.
         provenance: where the model came from; by default what is known of it.
 
     Raises:
@@ -49,6 +49,12 @@ def save(
     directory = Path(directory)
     if provenance is not None:
         set_provenance(model, provenance)
+    strange = directory.is_dir() and any(directory.iterdir())
+    if overwrite and strange and not (directory / MANIFEST).is_file():
+        raise OutputError(
+            f"{directory} holds no {MANIFEST}, so it is no model of dynprune's and is not "
+            "replaced; choose another directory, or empty it yourself."
+        )
     with written_directory(directory, overwrite=overwrite) as beside:
         write_model(model, beside)
     return directory
@@ -70,7 +76,7 @@ def write_model(model: nn.Module, directory: Path) -> None:
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": _versions(),
     }
-    save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt", "writer": "dynprune"})
+    save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
     _write_json(directory / MANIFEST, manifest)
     _write_json(directory / "environment.json", environment())

@@ -77,8 +77,18 @@ def test_a_directory_that_is_not_empty_is_kept_unless_overwritten(gated, tmp_pat
         save(gated[0], out)
     assert [p.name for p in out.iterdir()] == ["precious.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(OutputError, match="no model of dynprune"):
+        save(gated[0], out, overwrite=True)
+    assert [p.name for p in out.iterdir()] == ["precious.txt"]
+
+
+def test_a_model_is_replaced_when_that_is_asked_for(gated, tmp_path):
+    out = save(gated[0], tmp_path / "out")
+    set_prune_ratio(gated[0], 0.25)
     save(gated[0], out, overwrite=True)
-    assert (out / "model.safetensors").is_file()
+    ratios = json.loads((out / "dynprune.json").read_text())["prune_ratios"]
+    assert set(ratios.values()) == {0.25}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_save_that_fails_leaves_what_was_there(gated, tmp_path, monkeypatch):
