@@ -1,0 +1,170 @@
+"""Run one model in several engines, and time all of its forms in all of them together."""
+
+import copy
+import platform
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dynprune.errors import UsageError
+from dynprune.example import Example
+from dynprune.export.program import compact
+from dynprune.report.executed import executed
+from dynprune.report.latency import FORMS, EngineLatency, LatencyReport, Run, interleaved
+from dynprune.report.macs import without_gates
+from dynprune.rewrite import undo
+from dynprune.rewrite.folded import PointwiseForm
+
+__all__ = ["ENGINES", "latency_report", "runner"]
+
+EngineName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
+ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino", "openvino-bf16")
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model, its call, and the files that were already made of it."""
+
+    model: nn.Module
+    example: Example
+    directory: Path
+
+    def onnx_file(self, pointwise: PointwiseForm) -> Path:
+        """Convert the model unless that was done."""
+        import onnx
+
+        from dynprune.export.onnx import onnx_model
+
+        path = self.directory / f"{id(self.model)}-{pointwise}.onnx"
+        if not path.exists():
+            onnx.save(onnx_model(self.model, self.example, pointwise=pointwise)[0], path)
+        return path
+
+
+def runner(engine: str, model: nn.Module, example: Example, *, threads: int = 0) -> Run:
+    """Load a model into an engine, ready to run its example.
+
+    Args:
+        engine: one of `ENGINES`.
+        model: any form of a model.
+        example: the call.
+        threads: of one inference; 0 takes torch's number.
+
+    Raises:
+        UsageError: the engine is unknown.
+    """
+    _check([engine])
+    with tempfile.TemporaryDirectory() as scratch:
+        return _RUNNERS[engine](_Subject(model, example, Path(scratch)), threads or _threads())
+
+
+def latency_report(
+    model: nn.Module,
+    example: Example,
+    engines: Sequence[str] = ("torch",),
+    *,
+    runs: int = 15,
+    warmup: int = 3,
+    threads: int = 0,
+) -> LatencyReport:
+    """Time the dense, rewritten and pruned forms of a model in one interleaved series.
+
+    Args:
+        model: gated or not, rewritten or not; left as it is.
+        example: the call; on the CPU, where all engines run.
+        engines: of `ENGINES`.
+        runs: timed runs of every form in every engine.
+        warmup: untimed runs before.
+        threads: of one inference; 0 takes torch's number.
+
+    Raises:
+        UsageError: an engine is unknown, or the model cannot be exported for one.
+    """
+    _check(engines)
+    rewritten = without_gates(model)
+    forms = {"dense": undo(copy.deepcopy(rewritten)), "rewritten": rewritten, "pruned": model}
+    macs = {}
+    for form, subject in forms.items():
+        with compact(subject):
+            macs[form] = executed(subject, example)
+    threads = threads or _threads()
+    with ExitStack() as stack:
+        stack.enter_context(_torch_threads(threads))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        timed: dict[str, Run] = {}
+        for form, subject in forms.items():
+            for engine in engines:
+                ready = _Subject(subject, example, directory)
+                timed[f"{engine}/{form}"] = _RUNNERS[engine](ready, threads)
+        times = interleaved(timed, repeats=runs, warmup=warmup)
+    return LatencyReport(
+        device=platform.processor() or platform.machine() or "cpu",
+        threads=threads,
+        input=tuple(example.tensors[0].shape),
+        runs=runs,
+        engines={
+            engine: EngineLatency({form: times[f"{engine}/{form}"] for form in FORMS}, macs)
+            for engine in engines
+        },
+    )
+
+
+def _torch_runner(subject: _Subject, threads: int) -> Run:
+    model, example = subject.model, subject.example
+
+    def run() -> None:
+        with compact(model), _torch_threads(threads):
+            example.run(model)
+
+    return run
+
+
+def _onnxruntime_runner(subject: _Subject, threads: int) -> Run:
+    from dynprune.export.onnx import onnx_runner
+
+    run = onnx_runner(subject.onnx_file("linear"), threads=threads)
+    return lambda: run(subject.example.tensors)
+
+
+def _openvino_runner(arithmetic: Literal["f32", "bf16"]) -> Callable[[_Subject, int], Run]:
+    def make(subject: _Subject, threads: int) -> Run:
+        from dynprune.export.openvino import openvino_runner
+
+        path = subject.onnx_file("convolution")
+        run = openvino_runner(path, threads=threads, arithmetic=arithmetic)
+        return lambda: run(subject.example.tensors)
+
+    return make
+
+
+_RUNNERS: Mapping[str, Callable[[_Subject, int], Run]] = {
+    "torch": _torch_runner,
+    "onnxruntime": _onnxruntime_runner,
+    "openvino": _openvino_runner("f32"),
+    "openvino-bf16": _openvino_runner("bf16"),
+}
+
+
+def _check(engines: Sequence[str]) -> None:
+    if unknown := [engine for engine in engines if engine not in _RUNNERS]:
+        raise UsageError(f"no engine is called {unknown[0]!r}; there are: {', '.join(ENGINES)}")
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,46 @@
+"""One model runs in every engine, and its forms are timed together."""
+
+import pytest
+import torch
+from torch import nn
+
+from dynprune.errors import UsageError
+from dynprune.example import Example
+from dynprune.export.engines import ENGINES, latency_report, runner
+from dynprune.report.executed import executed
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        return self.conv(picture)
+
+
+def test_a_model_is_timed_in_every_engine() -> None:
+    model, example = Small(), Example((torch.randn(2, 3, 16, 16),))
+    threads = torch.get_num_threads()
+    report = latency_report(model, example, ENGINES, runs=2, warmup=1, threads=1)
+    assert report.threads == 1
+    assert report.batch == 2
+    assert tuple(report.engines) == ENGINES
+    for engine in report.engines.values():
+        assert engine.macs == dict.fromkeys(
+            ("dense", "rewritten", "pruned"), executed(model, example)
+        )
+        assert all(len(times) == 2 for times in engine.milliseconds.values())
+    assert torch.get_num_threads() == threads
+    assert model.training
+
+
+def test_a_pruned_model_executes_less_in_the_report(gated: nn.Module, example: Example) -> None:
+    report = latency_report(gated, example, ["torch"], runs=1, warmup=0, threads=1)
+    macs = report.engines["torch"].macs
+    assert macs["pruned"] < macs["rewritten"] < macs["dense"]
+
+
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(UsageError, match="no engine is called 'tensorrt'; there are: torch,"):
+        runner("tensorrt", Small(), Example((torch.randn(1, 3, 8, 8),)))
