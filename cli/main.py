@@ -106,6 +106,7 @@ def _register() -> None:
         recipe,
         report,
         report_neurons,
+        report_page,
     )
 
     app.command("demo")(demo.run)
@@ -115,6 +116,7 @@ def _register() -> None:
     app.command("eval")(evaluate.run)
     app.command("predict")(predict.run)
     report.app.command("neurons")(report_neurons.run)
+    report.app.command("all")(report_page.run)
     app.add_typer(report.app, name="report")
     app.add_typer(recipe.app, name="recipe")
     app.command("env")(env.run)

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,7 +81,7 @@ def write_model(model: nn.Module, directory: Path) -> None:
     save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
     _write_json(directory / MANIFEST, manifest)
-    _write_json(directory / "environment.json", environment())
+    _write_json(directory / "environment.json", {**environment(), "command": _command()})
     if provenance.source.kind == "transformers":
         config = {"architectures": [provenance.source.architecture]}
         _write_json(directory / "config.json", {**(provenance.source.config or {}), **config})
@@ -158,6 +160,11 @@ def environment() -> dict[str, Any]:
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _command() -> str:
+    """Give the command line of this process, so that a result says how it was made."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,241 @@
+"""Everything that the report's page shows of one model, measured on one data set."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynprune.data import SegmentationData
+from dynprune.errors import UsageError
+from dynprune.gate import attached, gate_parameters, is_gated
+from dynprune.gate.plan import gated
+from dynprune.graph.groups import ancestor
+from dynprune.models import LoadedModel
+from dynprune.modes import at_inference
+from dynprune.provenance import provenance_of
+from dynprune.report.calls import PictureCalls, spread
+from dynprune.report.compare import Comparison, compare
+from dynprune.report.executed import executed
+from dynprune.report.macs import ExecutedRange, MacsReport, macs_report
+from dynprune.report.neurons import NeuronReport, neuron_report
+from dynprune.report.overlap import worlds_of
+from dynprune.report.panels import Panel, make_panels
+from dynprune.storage import environment
+
+__all__ = ["PARTS", "Findings", "gather"]
+
+PARTS = ("qk", "v", "ffn", "gates", "other")
+"""What a module belongs to: queries, keys and the attention between them; values; hidden layers;
+the gates; and all else."""
+
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured, and what it was measured with.
+
+    Attributes:
+        model: what the user called it.
+        teacher: likewise; None where there is none.
+        data: what the user called the data set.
+        split: of the data set.
+        samples: pictures of the split.
+        macs: of one call at the model's input size.
+        executed: multiply-adds that ran for each picture of a part of the split.
+        parts: module -> one of `PARTS`.
+        comparison: of student and teacher, on the whole split.
+        neurons: on the same part of the split as ``executed``.
+        panels: a few pictures as the models see them.
+        classes: names in index order.
+        gate_parameters: that the gates brought with them.
+        file_bytes: of the weights of ``student`` and ``teacher``, where they are on disk.
+        latency: document of ``report latency --json``, or None.
+        recipe: the resolved recipe as YAML, or None.
+        environment: that the report was made in.
+        commands: what was done -> the command line.
+    """
+
+    model: str
+    teacher: str | None
+    data: str
+    split: str
+    samples: int
+    macs: MacsReport
+    executed: tuple[int, ...]
+    parts: Mapping[str, str]
+    comparison: Comparison
+    neurons: NeuronReport
+    panels: tuple[Panel, ...]
+    classes: tuple[str, ...]
+    gate_parameters: int
+    file_bytes: Mapping[str, int]
+    latency: Mapping[str, Any] | None
+    recipe: str | None
+    environment: Mapping[str, Any]
+    commands: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the figures as plain values, without what is said of single neurons."""
+        teacher = self.comparison.teacher
+        return {
+            "model": self.model,
+            "teacher": self.teacher,
+            "images": self.samples,
+            "miou": {
+                "teacher": None if teacher is None else teacher.miou,
+                "student": self.comparison.student.miou,
+            },
+            "macs": self.macs.to_json(),
+            "executed": list(self.executed),
+            "types": self.neurons.counts,
+            "overlap": None if self.neurons.overlap is None else self.neurons.overlap.to_json(),
+            "bytes": dict(self.file_bytes),
+            "latency": self.latency,
+        }
+
+
+def gather(
+    student: LoadedModel,
+    data: SegmentationData,
+    *,
+    teacher: LoadedModel | None = None,
+    split: str = "val",
+    images: int | None = None,
+    shown: int = 3,
+    pictures: Mapping[str, Any],
+    device: str = "cpu",
+    latency: Mapping[str, Any] | None = None,
+    commands: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Findings:
+    """Measure everything that the page shows.
+
+    Args:
+        student: gated; left as it came.
+        data: scores are those of all its pictures.
+        teacher: the dense model that the student came from; may be rewritten.
+        split: name of the part of the data set.
+        images: pictures, evenly over the data, whose neurons and multiply-adds are counted; all
+            of them where None.
+        shown: pictures to show.
+        pictures: ``mean``, ``std``, ``window`` and ``stride`` of the model's input.
+        device: where the models are.
+        latency: document of ``report latency --json``.
+        commands: what was done -> the command line.
+        progress: called as ``progress(done, total, part=...)``.
+
+    Raises:
+        UsageError: where the student is not gated, or the teacher is.
+        InputError: if a sample cannot be read, or a model's classes are not the data's.
+    """
+    if not is_gated(student.module):
+        raise UsageError(
+            f"{student.name} is dense, and the page is about what gating saves; give a directory "
+            "that dynprune apply or distill wrote"
+        )
+    if teacher is not None and is_gated(teacher.module):
+        raise UsageError(f"{teacher.name} is gated; the teacher must be the dense model")
+
+    def tell(part: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(done, total, part=part) if progress else None
+
+    part = spread(data, images)
+    calls = PictureCalls(part, device=device, mean=pictures["mean"], std=pictures["std"])
+    comparison = compare(
+        student.module,
+        None if teacher is None else teacher.module,
+        data,
+        pictures=pictures,
+        device=device,
+        progress=tell("evaluate"),
+    )
+    ran = _count(student, calls, tell("count"))
+    macs = macs_report(student.module, student.example)
+    if all(_shape(call) == macs.input for call in calls):
+        macs = replace(macs, executed=ExecutedRange(sum(ran) / len(ran), min(ran), max(ran)))
+    neurons = neuron_report(
+        student.module, calls, worlds=worlds_of(part.images), progress=tell("neurons")
+    )
+    return Findings(
+        model=student.name,
+        teacher=None if teacher is None else teacher.name,
+        data=str(data.root),
+        split=split,
+        samples=len(data),
+        macs=macs,
+        executed=tuple(ran),
+        parts=_parts(student),
+        comparison=comparison,
+        neurons=neurons,
+        panels=make_panels(
+            student.module,
+            None if teacher is None else teacher.module,
+            data,
+            comparison.disagreement,
+            count=shown,
+            pictures=pictures,
+            device=device,
+        ),
+        classes=data.classes,
+        gate_parameters=sum(p.numel() for p in gate_parameters(student.module)),
+        file_bytes=_file_bytes({"student": student, "teacher": teacher}),
+        latency=latency,
+        recipe=provenance_of(student.module).recipe,
+        environment=environment(),
+        commands={**_recorded_command(student), **(commands or {})},
+    )
+
+
+def _count(
+    student: LoadedModel, calls: PictureCalls, tell: Callable[[int, int], None]
+) -> list[int]:
+    """Count what runs for every picture."""
+    ran = []
+    with at_inference(student.module), torch.no_grad():
+        for index in range(len(calls)):
+            ran.append(executed(student.module, calls[index]))
+            tell(index + 1, len(calls))
+    return ran
+
+
+def _shape(call: Any) -> tuple[int, ...]:
+    return tuple(call.args[0].shape)
+
+
+def _parts(student: LoadedModel) -> dict[str, str]:
+    """Say which modules belong to which kind of gated group; the rest is ``other``."""
+    parts: dict[str, str] = {}
+    for plan in gated(attached(student.module).plans):
+        group = plan.group
+        members = (*group.producers, *group.carriers, *group.consumers)
+        for channels in members:
+            parts.setdefault(channels.module, group.kind)
+        if group.kind == "qk":  # the products of queries and keys run in the module that holds them
+            parts.setdefault(ancestor(group), "qk")
+    return parts
+
+
+def _file_bytes(models: Mapping[str, LoadedModel | None]) -> dict[str, int]:
+    """Add up the weights' files, for models that lie in a directory."""
+    found = {}
+    for role, model in models.items():
+        if model is not None and Path(model.name).is_dir():
+            files = [path.stat().st_size for path in Path(model.name).glob("*.safetensors")]
+            if files:
+                found[role] = sum(files)
+    return found
+
+
+def _recorded_command(student: LoadedModel) -> dict[str, str]:
+    """Give the command that wrote the model, where its directory tells it."""
+    path = Path(student.name) / "environment.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    command = record.get("command") if isinstance(record, dict) else None
+    return {"the model": command} if isinstance(command, str) else {}

@@ -1,0 +1,126 @@
+"""The proof on one page: HTML that needs nothing but itself, readable in any theme and size."""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dynprune.errors import OutputError
+from dynprune.predict import palette
+from dynprune.report import figures, panels
+from dynprune.report.figures import Key
+from dynprune.report.findings import PARTS, Findings
+from dynprune.report.neurons import LARGE_RANGE, PERCENTILES, SMALL_MEDIAN, TYPES
+from dynprune.report.overlap import WorldOverlap
+from dynprune.report.published import PUBLISHED
+
+__all__ = ["render", "write_page"]
+
+
+def render(found: Findings) -> str:
+    """Give the page as HTML.
+
+    It holds no script and its policy forbids the browser to load anything. All names are escaped.
+    """
+    environment = Environment(
+        loader=PackageLoader("dynprune", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    accuracy, accuracy_keys = figures.accuracy_figure(found)
+    page: str = environment.get_template("page.html.j2").render(
+        found=found,
+        teacher=found.comparison.teacher,
+        student=found.comparison.student,
+        change=found.comparison.change,
+        overlap=found.neurons.overlap,
+        published=PUBLISHED,
+        giga=figures.giga,
+        share=figures.share,
+        signed=figures.signed,
+        name=Path(found.model).name or found.model,
+        is_cut=figures.is_cut(found),
+        headline=figures.headline_rows(found),
+        layers=figures.layer_rows(found),
+        layer_keys=figures.legend(PARTS, figures.PART_WORDS, "part"),
+        accuracy=accuracy,
+        accuracy_keys=accuracy_keys,
+        types=figures.type_rows(found.neurons),
+        type_keys=figures.legend(TYPES, figures.TYPE_WORDS, "type"),
+        percentiles=PERCENTILES,
+        large_range=LARGE_RANGE,
+        small_median=SMALL_MEDIAN,
+        overlaps=figures.overlap_rows(found.neurons),
+        overlap_axis=figures.overlap_axis(),
+        overlap_keys=_overlap_keys(found),
+        worlds=_world_table(found.neurons.world_overlap),
+        executed=figures.executed_figure(found.executed),
+        colours=_colours(found),
+        gained=_css(panels.GAINED),
+        lost=_css(panels.LOST),
+        moved=_css(panels.MOVED),
+    )
+    return page
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page whole or not at all.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.stem}-", dir=path.parent)
+        try:
+            os.fchmod(handle, 0o644)
+            with os.fdopen(handle, "wb") as file:
+                file.write(page.encode("utf-8", "replace"))  # a file's name may be no text
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _overlap_keys(found: Findings) -> list[Key]:
+    chance = Key("chance", "sets drawn at random", "tick")
+    if found.neurons.worlds:
+        return [
+            Key("lap-same", "two pictures of the same world", "triangle"),
+            Key("lap-other", "of different worlds", "diamond"),
+            chance,
+        ]
+    return [Key("lap-all", "any two pictures", "circle"), chance]
+
+
+def _world_table(pairs: Iterable[WorldOverlap]) -> dict[str, dict[str, float | None]]:
+    """Lay pairs of worlds out as a square: world -> world -> overlap."""
+    square: dict[str, dict[str, float | None]] = {}
+    for pair in pairs:
+        square.setdefault(pair.first, {})[pair.second] = pair.overlap
+        square.setdefault(pair.second, {})[pair.first] = pair.overlap
+    return square
+
+
+def _colours(found: Findings) -> list[tuple[str, str]]:
+    """Colour and name of every class that a picture shows."""
+    colours = palette().tolist()
+    shown = sorted({number for panel in found.panels for number in panel.classes})
+    return [
+        (_css(colours[n]), found.classes[n] if n < len(found.classes) else f"class {n}")
+        for n in shown
+    ]
+
+
+def _css(colour: Any) -> str:
+    red, green, blue = colour
+    return f"rgb({red} {green} {blue})"

@@ -1,0 +1,65 @@
+"""A tiny student beside its teacher, measured once on pictures of noise in two worlds."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, SegmentationData, open_dataset
+from dynprune.example import Example
+from dynprune.gate import gates
+from dynprune.models import LoadedModel, source_of
+from dynprune.report.findings import Findings, gather
+from tests.data.scenes import labels, picture, write_png
+from tests.distill import tiny
+
+NAMES = ("dark_0", "dark_1", "light_0", "light_1")
+CLASSES = ("sky", "sea", "land")
+PICTURES = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "window": None, "stride": None}
+
+
+def noise(root, names=NAMES, classes=CLASSES) -> SegmentationData:
+    """Write pictures of the tiny model's size, half of each label void."""
+    size = (tiny.SIZE, tiny.SIZE)
+    for index, name in enumerate(names):
+        write_png(root / f"images/val/{name}.png", picture(index, size) // (1 + index // 2))
+        label = labels(index, len(classes), size)
+        label[: tiny.SIZE // 2] = 255
+        write_png(root / f"annotations/val/{name}.png", label)
+    (root / "classes.txt").write_text("\n".join(classes) + "\n")
+    return open_dataset(root, "val")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pair of models, their data, and what was found."""
+
+    student: LoadedModel
+    teacher: LoadedModel
+    data: SegmentationData
+    found: Findings
+
+
+def loaded(module, name) -> LoadedModel:
+    example = Example((torch.zeros(1, 3, tiny.SIZE, tiny.SIZE),))
+    return LoadedModel(module, example, source_of(module), CLASSES, name)
+
+
+@pytest.fixture(scope="session")
+def pair() -> tuple[LoadedModel, LoadedModel]:
+    """A student whose gates depend on the picture, and its folded teacher."""
+    torch.manual_seed(0)
+    teacher = tiny.folded_teacher()
+    student = tiny.gated(teacher).eval()
+    for gate in gates(student).values():
+        torch.nn.init.normal_(gate.predictor.up.weight)
+    return loaded(student, "student"), loaded(teacher, "teacher")
+
+
+@pytest.fixture(scope="session")
+def measured(pair, tmp_path_factory) -> Measured:
+    data = noise(tmp_path_factory.mktemp("noise"))
+    student, teacher = pair
+    return Measured(
+        student, teacher, data, gather(student, data, teacher=teacher, pictures=PICTURES)
+    )
