@@ -22,7 +22,7 @@ files
 inputs
 pretrained
 models provenance storage
-logits
+embedding logits
 data
 evaluate embedding
 predict

@@ -7,14 +7,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from dynprune.errors import UsageError
 
-__all__ = ["Batch", "BatchSource", "SharedSource", "batches", "micro_batches"]
+__all__ = ["Batch", "BatchSource", "Inputs", "SharedSource", "batches", "micro_batches"]
 
-Batch = tuple[Tensor, Tensor]
-"""Images ``(B, 3, H, W)``, normalised, and labels ``(B, H, W)``."""
+Inputs = Tensor | dict[str, Tensor]
+"""What a model is called with: normalised images ``(B, 3, H, W)``, or keyword arguments."""
+
+Batch = tuple[Inputs, Tensor | None]
+"""Inputs, and labels ``(B, H, W)`` or None where no loss reads them."""
 
 BatchSource = Callable[[int], Batch]
 """From the step (0 for the first) to the whole batch of that optimizer step.
@@ -81,13 +85,14 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
     Raises:
         UsageError: if it does not divide.
     """
-    images, labels = batch
-    if len(images) % count:
+    size = _instances(batch)
+    if size % count:
         raise UsageError(
-            f"a batch of {len(images)} on this process does not divide into {count} micro-batches; "
+            f"a batch of {size} on this process does not divide into {count} micro-batches; "
             "change the batch size or accumulate"
         )
-    return list(zip(images.chunk(count), labels.chunk(count), strict=True))
+    part = size // count
+    return [_rows(batch, slice(start, start + part)) for start in range(0, size, part)]
 
 
 def _share(source: BatchSource, rank: int, processes: int, step: int) -> Batch:
@@ -95,13 +100,24 @@ def _share(source: BatchSource, rank: int, processes: int, step: int) -> Batch:
         return source(step)
     if isinstance(source, SharedSource):
         return source.share(step, rank, processes)
-    images, labels = source(step)
-    if len(images) % processes:
+    batch = source(step)
+    size = _instances(batch)
+    if size % processes:
         raise UsageError(
-            f"a batch of {len(images)} does not divide by {processes} processes; change the "
-            "batch size"
+            f"a batch of {size} does not divide by {processes} processes; change the batch size"
         )
-    return images[rank::processes], labels[rank::processes]
+    return _rows(batch, slice(rank, None, processes))
+
+
+def _instances(batch: Batch) -> int:
+    inputs, _ = batch
+    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    """Give some instances of a batch: the same rows of every tensor."""
+    inputs, labels = pytree.tree_map_only(Tensor, lambda x: x[rows], batch)
+    return inputs, labels
 
 
 class _Steps(Dataset[Batch]):

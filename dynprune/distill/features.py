@@ -8,14 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dynprune.distill.batches import Inputs
+from dynprune.embedding import text_embedding
 from dynprune.errors import UsageError
 from dynprune.logits import logits_of
 from dynprune.rewrite.folded import FoldedDecoder
 
-__all__ = ["ENCODER_STAGES", "LOGITS", "Observed", "Observer"]
+__all__ = ["EMBEDDING", "ENCODER_STAGES", "LOGITS", "Observed", "Observer"]
 
+EMBEDDING = "embedding"
 ENCODER_STAGES = "encoder_stages"
 LOGITS = "logits"
+_MASK = "attention_mask"
 
 
 @dataclass
@@ -24,7 +28,8 @@ class Observed:
 
     Attributes:
         logits: the model's, or None where nobody asked for them.
-        features: by place (``encoder_stages``, or a ``re:`` pattern) the maps found there.
+        features: by place (``encoder_stages``, ``embedding`` or a ``re:`` pattern) the maps found
+            there.
     """
 
     logits: Tensor | None = None
@@ -47,14 +52,18 @@ class Observer:
 
     ``encoder_stages`` are the stage maps that a :class:`FoldedDecoder` reads, where the model has
     one; else the ``hidden_states`` that a transformers model returns on request. ``re:PATTERN``
-    are the outputs of the modules whose full name matches, in the model's order.
+    are the outputs of the modules whose full name matches, in the model's order. ``embedding`` is
+    one vector a text, see :func:`~dynprune.embedding.text_embedding`.
+
+    Padding, where the inputs have an ``attention_mask``, is zero in every map, so that no loss
+    sees it.
 
     Where only the maps of a folded decoder are asked for, the pass ends there: a stage that
     learns from features alone does not pay for the decoder.
 
     Args:
-        model: of one positional argument; it is hooked during calls alone.
-        places: ``logits``, ``encoder_stages``, ``re:PATTERN``.
+        model: of one positional argument, or of keywords; it is hooked during calls alone.
+        places: ``logits``, ``encoder_stages``, ``embedding``, ``re:PATTERN``.
 
     Raises:
         UsageError: if a pattern matches no module, or is not a pattern.
@@ -70,12 +79,12 @@ class Observer:
         self._decoders = [m for m in model.modules() if isinstance(m, FoldedDecoder)]
         self._patterns = {
             place: _matching(model, place)
-            for place in sorted(self.places - {LOGITS, ENCODER_STAGES})
+            for place in sorted(self.places - {LOGITS, ENCODER_STAGES, EMBEDDING})
         }
         self._stops_early = self.places == {ENCODER_STAGES} and len(self._decoders) == 1
 
-    def __call__(self, images: Tensor) -> Observed:
-        """Run the model on ``images``.
+    def __call__(self, inputs: Inputs) -> Observed:
+        """Run the model on ``inputs``.
 
         Raises:
             UsageError: if ``encoder_stages`` are asked for and the model does not show them.
@@ -84,24 +93,37 @@ class Observer:
         asks = ENCODER_STAGES in self.places and not self._decoders
         with self._hooked(seen):
             try:
-                output = self._run(images, asks)
+                output = self._run(inputs, asks)
             except _Reached:
                 return seen
         if asks:
             seen.features[ENCODER_STAGES] = _hidden_states(output, self.model)
+        real = inputs.get(_MASK) if isinstance(inputs, dict) else None
+        if real is not None:
+            seen.features = {
+                place: [_without_padding(x, real) for x in maps]
+                for place, maps in seen.features.items()
+            }
+        if EMBEDDING in self.places:
+            seen.features[EMBEDDING] = [text_embedding(output, real)]
         if LOGITS in self.places:
             seen.logits = logits_of(output)
         return seen
 
-    def _run(self, images: Tensor, asks: bool) -> Any:
+    def _run(self, inputs: Inputs, asks: bool) -> Any:
         if not asks:
-            return self.model(images)
+            return self._call(inputs)
         try:
-            return self.model(images, output_hidden_states=True)
+            return self._call(inputs, output_hidden_states=True)
         except TypeError as error:
             if "output_hidden_states" not in str(error):
                 raise
             raise UsageError(_no_stages(self.model)) from error
+
+    def _call(self, inputs: Inputs, **more: bool) -> Any:
+        if isinstance(inputs, dict):
+            return self.model(**inputs, **more)
+        return self.model(inputs, **more)
 
     @contextmanager
     def _hooked(self, seen: Observed) -> Iterator[None]:
@@ -135,11 +157,18 @@ def _keeps(maps: list[Tensor]) -> Callable[..., None]:
     return hook
 
 
+def _without_padding(x: Tensor, real: Tensor) -> Tensor:
+    """Set padded tokens of a map ``(B, T, C)`` to zero; other maps stay."""
+    if x.dim() != 3 or x.shape[:2] != real.shape:
+        return x
+    return x.masked_fill(real[..., None] == 0, 0.0)
+
+
 def _matching(model: nn.Module, place: str) -> list[nn.Module]:
     if not place.startswith("re:"):
         raise UsageError(
-            f"features on {place!r}: write {ENCODER_STAGES!r}, {LOGITS!r} or 're:PATTERN' for the "
-            "modules whose full name matches"
+            f"features on {place!r}: write {ENCODER_STAGES!r}, {LOGITS!r}, {EMBEDDING!r} or "
+            "'re:PATTERN' for the modules whose full name matches"
         )
     try:
         pattern = re.compile(place[3:])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dynprune import gate
 from dynprune.distill import losses
+from dynprune.distill.batches import Inputs
 from dynprune.distill.features import ENCODER_STAGES, LOGITS, Observed, Observer
 from dynprune.errors import UsageError
 from dynprune.penalty import gate_l1
@@ -26,8 +27,8 @@ class LossTerm:
         type: ``mse``, ``normalized_mse``, ``cosine`` or ``cwd`` between feature maps, ``ce`` with
             the labels, ``soft_ce`` with the teacher's logits.
         weight: factor in the loss.
-        on: what a feature loss compares: ``encoder_stages``, ``logits`` or ``re:PATTERN``, see
-            :class:`~dynprune.distill.features.Observer`.
+        on: what a feature loss compares: ``encoder_stages``, ``logits``, ``embedding`` or
+            ``re:PATTERN``, see :class:`~dynprune.distill.features.Observer`.
         temperature: of ``cwd`` and ``soft_ce``.
     """
 
@@ -125,7 +126,8 @@ class Objective(nn.Module):
         class_weights: a weight a class for ``ce``; all 1 where None.
 
     Shape:
-        Images ``(B, 3, H, W)``, labels ``(B, H, W)``; returns a scalar and its unweighted parts.
+        Images ``(B, 3, H, W)`` or keyword arguments, labels ``(B, H, W)``; returns a scalar and
+        its unweighted parts.
     """
 
     class_weights: Tensor | None
@@ -160,22 +162,22 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
-        labels: Tensor,
+        inputs: Inputs,
+        labels: Tensor | None,
         target: Observed | None = None,
         label_total: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Run the student and add up the stage's terms and the penalties.
 
         Args:
-            images: pictures.
-            labels: class indices.
-            target: what the teacher showed on the same pictures.
+            inputs: pictures, or keyword arguments.
+            labels: class indices; None where no term reads them.
+            target: what the teacher showed on the same inputs.
             label_total: what ``ce`` divides by, see :func:`losses.cross_entropy`.
         """
         assert self.stage is not None
         assert self._observer is not None
-        seen = self._observer(images)
+        seen = self._observer(inputs)
         parts: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         for term in self.stage.losses:
@@ -185,7 +187,7 @@ class Objective(nn.Module):
         values = [g.values for g in gate.gates(self.student).values()] if self.penalties else []
         gated = [value for value in values if value is not None]
         for penalty in self.penalties:
-            value = gate_l1(gated).to(images.device)
+            value = gate_l1(gated).to(weighted[0].device)
             parts[penalty.type] = value.detach()
             weighted.append(penalty.weight * value)
         return torch.stack(weighted).sum(), parts
@@ -195,10 +197,15 @@ class Objective(nn.Module):
         term: LossTerm,
         seen: Observed,
         target: Observed | None,
-        labels: Tensor,
+        labels: Tensor | None,
         label_total: Tensor | None,
     ) -> Tensor:
         if term.type == LABEL_LOSS:
+            if labels is None:
+                raise UsageError(
+                    "loss 'ce' compares with labels, and the data has none; learn from the "
+                    "teacher alone"
+                )
             (logits,) = seen.at(LOGITS)
             return losses.cross_entropy(
                 logits,

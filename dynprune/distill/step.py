@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from dynprune import gate
 from dynprune.distill import optimizer as optimizers
-from dynprune.distill.batches import Batch, micro_batches
+from dynprune.distill.batches import Batch, Inputs, micro_batches
 from dynprune.distill.ema import MovingAverage
 from dynprune.distill.features import Observed, Observer
 from dynprune.distill.optimizer import AdamW
@@ -232,11 +233,11 @@ class Stepper:
     def _accumulate(self, stage: StagePlan, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add up the gradient over the micro-batches; give the mean loss and its parts."""
         device, count = self.accelerator.device, self.execution.accumulate
-        images, labels = (x.to(device, non_blocking=True) for x in batch)
-        total = self._label_total(stage, labels)
+        batch = pytree.tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), batch)
+        total = self._label_total(stage, batch[1])
         loss = torch.zeros((), device=device)
         parts: dict[str, Tensor] = {}
-        for index, (x, y) in enumerate(micro_batches((images, labels), count)):
+        for index, (x, y) in enumerate(micro_batches(batch, count)):
             waits = index + 1 < count
             with self.accelerator.no_sync(self._wrapped) if waits else contextlib.nullcontext():
                 with self._autocast():
@@ -248,13 +249,13 @@ class Stepper:
         return loss, parts
 
     @torch.no_grad()
-    def _target(self, images: Tensor) -> Observed | None:
-        """Let the teacher look at the pictures, where the stage needs it."""
-        return None if self._observer is None else self._observer(images)
+    def _target(self, inputs: Inputs) -> Observed | None:
+        """Let the teacher look at the inputs, where the stage needs it."""
+        return None if self._observer is None else self._observer(inputs)
 
-    def _label_total(self, stage: StagePlan, labels: Tensor) -> Tensor | None:
+    def _label_total(self, stage: StagePlan, labels: Tensor | None) -> Tensor | None:
         """Give what each micro-batch's ``ce`` divides by, so that the whole batch is one mean."""
-        if all(term.type != LABEL_LOSS for term in stage.losses):
+        if labels is None or all(term.type != LABEL_LOSS for term in stage.losses):
             return None
         weight = self.objective.label_weight(labels)
         whole = self.accelerator.reduce(weight, "mean")

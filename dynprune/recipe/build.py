@@ -23,6 +23,7 @@ __all__ = [
     "gate_configs",
     "model_arguments",
     "picture_arguments",
+    "text_arguments",
     "training_arguments",
 ]
 
@@ -62,6 +63,17 @@ def batch_arguments(recipe: Recipe) -> dict[str, Any]:
         "mean": data.mean,
         "std": data.std,
     }
+
+
+def text_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Give `dynprune.data.text.TextBatches` its batches' size and order.
+
+    Raises:
+        RecipeError: the recipe has no ``text`` section.
+    """
+    if recipe.text is None:
+        raise RecipeError(f"recipe {recipe.name} has no text section, and its data is pictures")
+    return {"batch_size": recipe.runtime.batch_size, "seed": recipe.runtime.seed}
 
 
 def training_arguments(recipe: Recipe, *, device: str | None = None) -> dict[str, Any]:
@@ -112,8 +124,9 @@ def training_arguments(recipe: Recipe, *, device: str | None = None) -> dict[str
             save_every=runtime.save_every,
             keep_checkpoints=runtime.keep_checkpoints,
             tensorboard=runtime.tensorboard,
+            metric="cosine" if recipe.text else "miou",
         ),
-        "ignore_index": _data(recipe).ignore_index,
+        "ignore_index": 255 if recipe.text else _data(recipe).ignore_index,
         "seed": runtime.seed,
     }
 

@@ -8,7 +8,7 @@ from dynprune.recipe.pruning import Apply, Sparsity
 from dynprune.recipe.section import Fraction, Name, Section, Size
 from dynprune.recipe.training import LearningRate, Optimizer, Penalty, Runtime, Stage
 
-__all__ = ["SCHEMA", "Data", "Model", "Recipe"]
+__all__ = ["SCHEMA", "Data", "Model", "Recipe", "Text"]
 
 SCHEMA = "dynprune/1"
 
@@ -86,6 +86,19 @@ class Data(Section):
         return self
 
 
+class Text(Section):
+    """How sentences become batches; there are no labels, so losses compare with the teacher."""
+
+    tokens: tuple[PositiveInt, PositiveInt] = (8, 64)
+    """Shortest and longest sentence (tokens); others are left out."""
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> Self:
+        if self.tokens[0] > self.tokens[1]:
+            raise ValueError(f"tokens {list(self.tokens)} must be [shortest, longest]")
+        return self
+
+
 class Recipe(Section):
     """A whole recipe: what is pruned, by how much, and how the student learns."""
 
@@ -114,7 +127,10 @@ class Recipe(Section):
     """Terms of the loss in every stage."""
 
     data: Data | None = None
-    """Pictures; null for a recipe that only applies."""
+    """Pictures; null for a recipe that only applies, or learns from text."""
+
+    text: Text | None = None
+    """Sentences, in the place of pictures."""
 
     stages: tuple[Stage, ...] = ()
     """Training in sequence; none for a recipe that only applies."""
@@ -141,8 +157,12 @@ class Recipe(Section):
             problems.append(f"stages: names must differ, found {', '.join(names)}")
         if self.stages and self.optimizer is None:
             problems.append("optimizer: is missing, and stages need it")
-        if self.stages and self.data is None:
+        if self.stages and self.data is None and self.text is None:
             problems.append("data: is missing, and stages need it")
+        if self.data is not None and self.text is not None:
+            problems.append(
+                "text: a recipe learns from pictures (data) or from text, not from both"
+            )
         end = self.sparsity.schedule.end_step
         if self.stages and end is not None and end > self.steps:
             problems.append(

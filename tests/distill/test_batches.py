@@ -59,3 +59,18 @@ def test_workers_give_the_same_batches_in_the_same_order():
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def keywords(step):
+    ids, labels = source(step)
+    return {"input_ids": ids, "attention_mask": labels}, None
+
+
+def test_keyword_batches_are_shared_and_split_like_pictures():
+    (first,) = batches(keywords, range(1), rank=1, processes=2)
+    ids, labels = source(0)
+    assert first[1] is None
+    assert torch.equal(first[0]["input_ids"], ids[1::2])
+    parts = micro_batches(keywords(0), 3)
+    assert all(y is None and len(x["input_ids"]) == 2 for x, y in parts)
+    assert torch.equal(torch.cat([x["attention_mask"] for x, _ in parts]), labels)

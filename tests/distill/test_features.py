@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from dynprune.distill import Observer
+from dynprune.embedding import text_embedding
 from dynprune.errors import UsageError
 from tests.distill import tiny
+from tests.zoo import ZOO
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,20 @@ def test_a_place_that_is_none_is_refused(dense, place, text):
 def test_a_model_that_hides_its_stages_is_refused(images):
     with pytest.raises(UsageError, match="Conv2d does not show its encoder stages"):
         Observer(nn.Conv2d(3, 2, 1), {"encoder_stages"})(images)
+
+
+@torch.no_grad()
+def test_text_shows_zeros_where_it_is_padded_and_its_embedding():
+    model, example = ZOO["distilbert"].made()
+    call = dict(example.kwargs)
+    seen = Observer(model, {"encoder_stages", "embedding", "re:.*ffn"})(call)
+    whole = model(**call, output_hidden_states=True)
+    real = call["attention_mask"].bool()
+    assert not real.all()
+    assert len(seen.at("encoder_stages")) == len(whole.hidden_states) == 3
+    for found, wanted in zip(seen.at("encoder_stages"), whole.hidden_states, strict=True):
+        assert torch.equal(found[real], wanted[real])
+        assert not found[~real].any()
+    assert not seen.at("re:.*ffn")[0][~real].any()
+    (embedding,) = seen.at("embedding")
+    assert torch.equal(embedding, text_embedding(whole, call["attention_mask"]))

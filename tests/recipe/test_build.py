@@ -12,6 +12,7 @@ from dynprune.recipe.build import (
     gate_configs,
     model_arguments,
     picture_arguments,
+    text_arguments,
     training_arguments,
 )
 
@@ -162,3 +163,16 @@ def test_a_recipe_without_stages_cannot_be_trained():
 def test_a_recipe_without_data_makes_no_batches():
     with pytest.raises(RecipeError, match="no data section"):
         batch_arguments(parse_recipe(TEXT))
+
+
+def test_a_recipe_for_text_is_built_without_pictures_and_judged_by_cosine():
+    recipe = load_recipe("minilm")
+    training = training_arguments(recipe)
+    assert sum(stage.steps for stage in training["stages"]) == recipe.steps
+    assert [t.on for s in training["stages"] for t in s.losses] == ["encoder_stages", "embedding"]
+    assert training["reporting"].metric == "cosine"
+    assert text_arguments(recipe) == {"batch_size": 32, "seed": 0}
+    with pytest.raises(RecipeError, match="no data section"):
+        batch_arguments(recipe)
+    with pytest.raises(RecipeError, match="no text section"):
+        text_arguments(load_recipe("demo"))

@@ -1,0 +1,144 @@
+"""Text as keyword batches: sentences of a file, token ids padded to the longest, attention masks.
+
+A data set is a directory with ``train.txt`` and ``val.txt``, a sentence a line. There are no
+labels: what a student learns from is its teacher.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynprune.data.sampling import sample_index
+from dynprune.errors import InputError, UsageError
+from dynprune.example import Example
+
+__all__ = ["TextBatches", "TextData", "load_tokenizer", "open_text"]
+
+logger = logging.getLogger(__name__)
+
+LONGEST_FILE = 1 << 30  # bytes
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Tokenised sentences.
+
+    Attributes:
+        ids: of each sentence, the tokenizer's special tokens among them.
+        padding: the id that fills a batch up.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    padding: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def call(self, positions: Sequence[int]) -> Example:
+        """Give the model's call for some sentences: as long as the longest of them.
+
+        Shape:
+            ``input_ids`` and ``attention_mask``, int64 ``(B, T)``.
+        """
+        rows = [self.ids[position] for position in positions]
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self.padding)
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+        return Example((), {"input_ids": ids, "attention_mask": mask})
+
+    def calls(self, batch_size: int = 1) -> Iterator[Example]:
+        """Give calls for all sentences, in order."""
+        for start in range(0, len(self), batch_size):
+            yield self.call(range(start, min(start + batch_size, len(self))))
+
+    def fingerprint(self) -> str:
+        """Give a digest of every token, so that a run is not resumed with other sentences."""
+        return hashlib.sha256(repr((self.ids, self.padding)).encode()).hexdigest()
+
+
+class TextBatches:
+    """Batches that depend on (seed, step) alone; every sentence is seen once an epoch.
+
+    Args:
+        data: the sentences.
+        batch_size: sentences of a step.
+        seed: of the order.
+    """
+
+    def __init__(self, data: TextData, batch_size: int, seed: int) -> None:
+        self.data, self.batch_size, self.seed = data, batch_size, seed
+
+    def __getitem__(self, step: int) -> tuple[dict[str, Tensor], None]:
+        first = step * self.batch_size
+        drawn = [
+            sample_index(len(self.data), first + position, self.seed)
+            for position in range(self.batch_size)
+        ]
+        return dict(self.data.call(drawn).kwargs), None
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """Load the tokenizer that lies beside a transformers model; nothing is downloaded.
+
+    Raises:
+        InputError: if there is none.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer in {directory}: {str(error).splitlines()[0]}") from error
+
+
+def open_text(
+    directory: str | Path, tokenizer: Any, *, split: str = "val", tokens: tuple[int, int] = (8, 64)
+) -> TextData:
+    """Read and tokenise one part of a data set.
+
+    Args:
+        directory: with ``train.txt`` and ``val.txt``.
+        tokenizer: of the transformers library.
+        split: ``train`` or ``val``.
+        tokens: least and most tokens of a sentence; others are left out.
+
+    Raises:
+        InputError: if the file is missing, is not UTF-8 text, or no sentence is left.
+        UsageError: if ``split`` is neither.
+    """
+    if split not in ("train", "val"):
+        raise UsageError(f"split {split!r} of a text data set; it is train or val")
+    path = Path(directory) / f"{split}.txt"
+    try:
+        if path.stat().st_size > LONGEST_FILE:
+            raise InputError(f"{path} is larger than {LONGEST_FILE} bytes; split it up")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}; a text data set is a directory with "
+            "train.txt and val.txt, a sentence a line"
+        ) from error
+    sentences = [line.strip() for line in lines if line.strip()]
+    least, most = tokens
+    ids = tokenizer(sentences)["input_ids"] if sentences else []
+    fitting = tuple(tuple(row) for row in ids if least <= len(row) <= most)
+    logger.debug(
+        "%s: %d of %d sentences have %d to %d tokens", path, len(fitting), len(ids), *tokens
+    )
+    if not fitting:
+        raise InputError(
+            f"{path} has {len(sentences)} sentences, none of {least} to {most} tokens; write one "
+            "sentence a line"
+        )
+    return TextData(fitting, tokenizer.pad_token_id or 0)
