@@ -101,6 +101,7 @@ def _register() -> None:
         distill,
         env,
         evaluate,
+        export,
         inspect,
         predict,
         recipe,
@@ -115,6 +116,7 @@ def _register() -> None:
     app.command("distill")(distill.run)
     app.command("eval")(evaluate.run)
     app.command("predict")(predict.run)
+    app.command("export")(export.run)
     report.app.command("neurons")(report_neurons.run)
     report.app.command("all")(report_page.run)
     app.add_typer(report.app, name="report")

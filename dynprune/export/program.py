@@ -73,6 +73,10 @@ def exportable(
             f"{type(model).__name__} cannot be exported: torch.export does not trace it;"
             " -v shows why"
         )
+    _drop_guards(program)
+    # Guards on open sizes are replayed when the program is decomposed, on arguments that are not
+    # there; whether the sizes are open is checked by running the file.
+    program._guards_code = []
     simplify_movements(program)
     users = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -124,6 +128,13 @@ def _traced(
     except Exception as error:  # any model may refuse to be traced, in its own words
         logger.info("torch.export: %s", error)
         return None
+
+
+def _drop_guards(program: ExportedProgram) -> None:
+    """Take out the check of the inputs' sizes, in place: files have none, converters trip on it."""
+    for node in list(program.graph.nodes):
+        if node.op == "call_module" and node.target == "_guards_fn":
+            program.graph.erase_node(node)
 
 
 def _open_axes(tensor: Tensor, batch: int, one_instance: bool) -> dict[int, Any]:
