@@ -1,33 +1,32 @@
 """The figures of the report's page, each a few rows of names, drawings and numbers."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dynprune.report.blocks import PARTS, Block, block_of, sum_blocks
 from dynprune.report.drawing import Drawing, Shape
-from dynprune.report.findings import PARTS, Findings
-from dynprune.report.macs import LayerMacs
+from dynprune.report.findings import Findings
 from dynprune.report.neurons import TYPES, NeuronReport
-from dynprune.report.published import PUBLISHED, PublishedPoint
+from dynprune.report.numerals import giga, mega, share
 
 __all__ = [
+    "PART_WORDS",
+    "TYPE_WORDS",
     "Key",
     "Row",
-    "accuracy_figure",
-    "block_of",
     "executed_figure",
     "headline_rows",
+    "is_cut",
     "layer_rows",
+    "legend",
     "overlap_axis",
     "overlap_rows",
     "type_rows",
 ]
 
-MOST_ROWS = 40  # of the figure of layers, before it is summed up
 CUT = 3.0  # a block's bar is cut short where it is that many times as long as any other
 TEAR = 88.0  # percent of the width, where a cut bar shows its gap
-GATE = " (gate)"  # how `dynprune.report.macs` marks a gate's own row
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,13 @@ def headline_rows(found: Findings) -> list[Row]:
 
 def layer_rows(found: Findings) -> list[Row]:
     """Multiply-adds by block, dense above pruned, stacked by what they are spent on."""
-    blocks = _blocks(found.macs.layers, found.parts)
-    sizes = [max(sum(dense), sum(pruned)) for dense, pruned in blocks.values()]
-    most = _scale(sizes)
+    blocks = sum_blocks(found.macs.layers, found.parts)
+    most = _scale(blocks)
     rows = []
-    for name, both in blocks.items():
-        dense, pruned = (sum(counts) for counts in both)
-        number = f"{mega(dense)} → {mega(pruned)} M"
-        drawing = Drawing(26, f"{name}: {number}")
-        for top, counts, form in zip((2, 14), both, ("dense", "pruned"), strict=True):
+    for block in blocks:
+        number = f"{mega(sum(block.dense))} → {mega(sum(block.pruned))} M"
+        drawing = Drawing(26, f"{block.name}: {number}")
+        for top, counts, form in ((2, block.dense, "dense"), (14, block.pruned, "pruned")):
             left = 0.0
             for part, count in zip(PARTS, counts, strict=True):
                 width = min(100 * count / most, 100 - left)
@@ -112,20 +109,19 @@ def layer_rows(found: Findings) -> list[Row]:
                 left += width
             if sum(counts) > most:
                 drawing.bar(TEAR, top - 1, 1.2, 12, "tear")
-        rows.append(Row(name, "", drawing, number))
+        rows.append(Row(block.name, "", drawing, number))
     return rows
 
 
 def is_cut(found: Findings) -> bool:
     """Whether `layer_rows` cuts a bar short."""
-    blocks = _blocks(found.macs.layers, found.parts)
-    sizes = [max(sum(dense), sum(pruned)) for dense, pruned in blocks.values()]
-    return max(sizes, default=0) > _scale(sizes)
+    blocks = sum_blocks(found.macs.layers, found.parts)
+    return max(block.size for block in blocks) > _scale(blocks)
 
 
-def _scale(sizes: Sequence[int]) -> float:
+def _scale(blocks: Sequence[Block]) -> float:
     """Give what a whole bar stands for; a block that dwarfs all others is cut short."""
-    second, first = sorted([0, *sizes])[-2:]
+    second, first = sorted([0, *(block.size for block in blocks)])[-2:]
     return 1.5 * second if first > CUT * second > 0 else first or 1
 
 
@@ -136,49 +132,6 @@ PART_WORDS: Mapping[str, str] = {
     "gates": "gates",
     "other": "all else",
 }
-
-
-def _blocks(
-    layers: Sequence[LayerMacs], parts: Mapping[str, str]
-) -> dict[str, tuple[list[int], list[int]]]:
-    """Sum the layers up by block: block -> dense and pruned multiply-adds of each part."""
-    anew = [layer.name for layer in layers if layer.pruned and not layer.dense]
-    owners = [name for name in anew if name and not name.endswith(GATE)]
-    level = max((len(_numbered(layer.name)) for layer in layers), default=0)
-    while True:
-        blocks: dict[str, tuple[list[int], list[int]]] = {}
-        for layer in layers:
-            name = layer.name.removesuffix(GATE)
-            part = "gates" if name != layer.name else parts.get(name, "other")
-            block = next(
-                (own for own in owners if name == own or name.startswith(own + ".")),
-                block_of(name, level),
-            )
-            dense, pruned = blocks.setdefault(block, ([0] * len(PARTS), [0] * len(PARTS)))
-            dense[PARTS.index(part)] += layer.dense
-            pruned[PARTS.index(part)] += layer.pruned
-        if len(blocks) <= MOST_ROWS or level <= 1:
-            return blocks
-        level -= 1
-
-
-def _numbered(name: str) -> list[int]:
-    """Places of the numbers among a dotted name's components."""
-    return [place for place, component in enumerate(name.split(".")) if component.isdigit()]
-
-
-def block_of(name: str, level: int = 99) -> str:
-    """Give the block that a module lies in: its name up to the last of ``level`` numbers.
-
-    Example:
-        >>> block_of("encoder.stages.1.blocks.0.mlp.fc1"), block_of("head.fuse.proj.conv")
-        ('encoder.stages.1.blocks.0', 'head.fuse')
-        >>> block_of("encoder.stages.1.blocks.0.mlp.fc1", 1), block_of("")
-        ('encoder.stages.1', '(the model itself)')
-    """
-    components = name.split(".")
-    places = _numbered(name)[: max(1, level)]
-    return ".".join(components[: places[-1] + 1 if places else 2]) or "(the model itself)"
 
 
 def type_rows(found: NeuronReport) -> list[Row]:
@@ -209,20 +162,17 @@ def overlap_rows(found: NeuronReport) -> list[Row]:
         _overlap_grid(drawing, 20)
         chance = group.kept / group.neurons
         drawing.mark("tick", _at(chance), 10, "chance", f"drawn at random: {chance:.2f}")
-        marks = [("circle", lap.all, "lap-all", "all pairs")]
+        marks: list[tuple[Shape, float, str, str]] = [("circle", lap.all, "lap-all", "all pairs")]
         if lap.same_world is not None and lap.different_worlds is not None:
             marks = [
                 ("triangle", lap.same_world, "lap-same", "same world"),
                 ("diamond", lap.different_worlds, "lap-other", "different worlds"),
             ]
         for shape, value, style, text in marks:
-            drawing.mark(_SHAPES[shape], _at(value), 10, style, f"{text}: {value:.3f}")
+            drawing.mark(shape, _at(value), 10, style, f"{text}: {value:.3f}")
         number = " · ".join(f"{value:.2f}" for _, value, _, _ in marks)
         rows.append(Row(name, group.kind, drawing, number))
     return rows
-
-
-_SHAPES: Mapping[str, Shape] = {"circle": "circle", "triangle": "triangle", "diamond": "diamond"}
 
 
 def overlap_axis() -> Drawing:
@@ -277,83 +227,6 @@ def executed_figure(counts: Sequence[int], bins: int = 12) -> Drawing:
     return made
 
 
-@dataclass(frozen=True)
-class _Series:
-    key: Key
-    points: list[tuple[float, float, str]]  # share of the dense MACs, change in points, label
-
-
-def accuracy_figure(found: Findings) -> tuple[Drawing, list[Key]]:
-    """Change of mIoU against the share of the dense model's multiply-adds, ours and the paper's."""
-    series = [
-        _Series(Key(style, f"{model}, {data} (paper)", shape), _relative(points))
-        for (model, data, points), (style, shape) in zip(_papers(), _PAPER_MARKS, strict=True)
-    ]
-    change = found.comparison.change
-    if change is not None:
-        macs = found.macs
-        ours = [
-            (1.0, 0.0, ""),
-            (macs.rewritten / macs.dense, 0.0, ""),
-            (macs.executed.mean / macs.dense, 100 * change, "this model"),
-        ]
-        series.append(_Series(Key("ours", "this model", "diamond"), ours))
-    values = [y for line in series for _, y, _ in line.points]
-    low, high = math.floor(min(values) - 0.3), math.ceil(max(values) + 0.3)
-    height, top, bottom = 296, 24, 258
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return 5 + 90 * min(x, 1.05), bottom - (bottom - top) * (y - low) / (high - low)
-
-    made = Drawing(height, "change of mIoU against multiply-adds")
-    for level in range(low, high + 1, max(1, (high - low) // 5)):
-        _, at = place(0, level)
-        made.line(0, at, 100, at, "grid" if level else "base")
-        made.text(0, at - 3, signed(level, 0) if level else "0", style="axis")
-    for x in (0.0, 0.25, 0.5, 0.75, 1.0):
-        made.text(place(x, 0)[0], bottom + 16, f"{x:.0%}", anchor="middle", style="axis")
-    made.text(100, 8, "mIoU, points from dense", anchor="end", style="axis")
-    made.text(50, bottom + 32, "multiply-adds, of the dense model", anchor="middle", style="axis")
-    for line in series:
-        spots = [(*place(x, y), label) for x, y, label in line.points]
-        for (x1, y1, _), (x2, y2, _) in pairwise(spots):
-            made.line(x1, y1, x2, y2, f"link {line.key.style}")
-        for (x, y, label), point in zip(spots, line.points, strict=True):
-            title = f"{line.key.text} {label}: {point[0]:.1%} of MACs, {signed(point[1])} points"
-            made.mark(line.key.shape or "circle", x, y, line.key.style, title)
-            if line.key.style == "ours" and x > 25:
-                made.text(x, y, label, anchor="end", dx=-11, style="point")
-            else:
-                made.text(x, y + 16, label, anchor="middle", style="point")
-    return made, [line.key for line in series]
-
-
-_PAPER_MARKS: Sequence[tuple[str, Shape]] = (
-    ("paper-1", "circle"),
-    ("paper-2", "triangle"),
-    ("paper-3", "square"),
-)
-
-
-def _papers() -> Iterable[tuple[str, str, list[PublishedPoint]]]:
-    lines: dict[tuple[str, str], list[PublishedPoint]] = {}
-    for point in PUBLISHED:
-        lines.setdefault((point.model, point.data), []).append(point)
-    return [(*name, points) for name, points in lines.items()]
-
-
-def _relative(points: Sequence[PublishedPoint]) -> list[tuple[float, float, str]]:
-    dense = points[0]
-    return [
-        (
-            point.gmacs / point.dense_gmacs,
-            100 * (point.miou - dense.miou),
-            f"{point.prune_ratio:.0%}" if point.prune_ratio else "",
-        )
-        for point in points
-    ]
-
-
 def legend(styles: Iterable[str], words: Mapping[str, str], prefix: str) -> list[Key]:
     """Name areas by their styles."""
     return [Key(f"{prefix}-{style}", words[style]) for style in styles]
@@ -366,25 +239,3 @@ TYPE_WORDS: Mapping[str, str] = dict(
         strict=True,
     )
 )
-
-
-def giga(macs: float) -> str:
-    """Write a count in units of 1e9, to three digits or more."""
-    value = macs / 1e9
-    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-
-
-def mega(macs: float) -> str:
-    """Write a count in units of 1e6."""
-    value = macs / 1e6
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """Write a change with its sign."""
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def share(part: float, whole: float) -> str:
-    """Write a part in percent."""
-    return f"{part / whole:.1%}" if whole else "-"

@@ -25,11 +25,7 @@ from dynprune.report.overlap import worlds_of
 from dynprune.report.panels import Panel, make_panels
 from dynprune.storage import environment
 
-__all__ = ["PARTS", "Findings", "gather"]
-
-PARTS = ("qk", "v", "ffn", "gates", "other")
-"""What a module belongs to: queries, keys and the attention between them; values; hidden layers;
-the gates; and all else."""
+__all__ = ["Findings", "gather"]
 
 Progress = Callable[..., None]
 
@@ -46,7 +42,7 @@ class Findings:
         samples: pictures of the split.
         macs: of one call at the model's input size.
         executed: multiply-adds that ran for each picture of a part of the split.
-        parts: module -> one of `PARTS`.
+        parts: module -> one of `dynprune.report.blocks.PARTS`.
         comparison: of student and teacher, on the whole split.
         neurons: on the same part of the split as ``executed``.
         panels: a few pictures as the models see them.

@@ -10,12 +10,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynprune.errors import OutputError
 from dynprune.predict import palette
-from dynprune.report import figures, panels
+from dynprune.report import figures, numerals, panels
+from dynprune.report.blocks import PARTS
 from dynprune.report.figures import Key
-from dynprune.report.findings import PARTS, Findings
+from dynprune.report.findings import Findings
 from dynprune.report.neurons import LARGE_RANGE, PERCENTILES, SMALL_MEDIAN, TYPES
 from dynprune.report.overlap import WorldOverlap
 from dynprune.report.published import PUBLISHED
+from dynprune.report.tradeoff import tradeoff_figure
 
 __all__ = ["render", "write_page"]
 
@@ -32,7 +34,7 @@ def render(found: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    accuracy, accuracy_keys = figures.accuracy_figure(found)
+    accuracy, accuracy_keys = tradeoff_figure(found)
     page: str = environment.get_template("page.html.j2").render(
         found=found,
         teacher=found.comparison.teacher,
@@ -40,9 +42,9 @@ def render(found: Findings) -> str:
         change=found.comparison.change,
         overlap=found.neurons.overlap,
         published=PUBLISHED,
-        giga=figures.giga,
-        share=figures.share,
-        signed=figures.signed,
+        giga=numerals.giga,
+        share=numerals.share,
+        signed=numerals.signed,
         name=Path(found.model).name or found.model,
         is_cut=figures.is_cut(found),
         headline=figures.headline_rows(found),
