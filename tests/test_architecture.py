@@ -22,7 +22,7 @@ files
 inputs
 pretrained
 models provenance storage
-embedding logits
+logits
 data
 evaluate embedding
 predict
