@@ -106,6 +106,7 @@ def _register() -> None:
         predict,
         recipe,
         report,
+        report_latency,
         report_neurons,
         report_page,
     )
@@ -117,6 +118,7 @@ def _register() -> None:
     app.command("eval")(evaluate.run)
     app.command("predict")(predict.run)
     app.command("export")(export.run)
+    report.app.command("latency")(report_latency.run)
     report.app.command("neurons")(report_neurons.run)
     report.app.command("all")(report_page.run)
     app.add_typer(report.app, name="report")
