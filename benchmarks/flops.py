@@ -27,8 +27,8 @@ Made by `python benchmarks/flops.py`; each row is one command,
 `dynprune report flops RECIPE --weights random --input-size HxW --set sparsity.final=R --json`.
 G MACs (multiply-adds), batch 1, attention and the gates' own cost counted. *Dense* is the published
 form; *rewritten* has the decoder folded, with no change of the function; *pruned* is the gated
-model, by formula (analytic) and counted from the operations that ran (executed). The papers' figures
-(SegFormer, arXiv 2105.15203; DynaSegFormer, arXiv 2111.09499) stand beside them.
+model, by formula (analytic) and counted from the operations that ran (executed). The papers'
+figures (SegFormer, arXiv 2105.15203; DynaSegFormer, arXiv 2111.09499) stand beside them.
 
 | recipe | input | pruned share | dense | paper | rewritten | analytic | executed | paper | \
 gates' and model's parameters, M (dense) |
@@ -53,7 +53,7 @@ def main() -> None:
         params = found["params"]
         rows.append(
             f"| {recipe} | {size} | {ratio:.0%} | {giga['dense']:.2f} | {dense} | "
-            f"{giga['rewritten']:.2f} | {analytic:.2f} | {executed:.2f} | {pruned or '–'} | "
+            f"{giga['rewritten']:.2f} | {analytic:.2f} | {executed:.2f} | {pruned or '-'} | "
             f"{params['pruned'] / 1e6:.2f} ({params['dense'] / 1e6:.2f}) |"
         )
         print(rows[-1], flush=True)
