@@ -131,6 +131,7 @@ def onnx_model(
         optimizer.fold_constants(program.model)
         optimizer.remove_unused_nodes(program.model)
     proto = program.model_proto
+    _tidy(proto, traced)
     return (over_instances(proto) if traced.one_instance else proto), traced
 
 
@@ -152,6 +153,19 @@ def onnx_runner(path: Path, *, threads: int = 0) -> Check:
         return torch.from_numpy(session.run([_OUTPUT], feeds)[0])
 
     return run
+
+
+def _tidy(model: onnx.ModelProto, traced: Exportable) -> None:
+    """Name the open sizes, and drop where in which source each node came from, in place."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for record in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del record.metadata_props[:]
+        record.doc_string = ""
+    for value, shape in zip(graph.input, traced.shapes, strict=True):
+        for size, name in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if isinstance(name, str):
+                size.dim_param = name
 
 
 def _open_batch(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:

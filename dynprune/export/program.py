@@ -73,7 +73,6 @@ def exportable(
             f"{type(model).__name__} cannot be exported: torch.export does not trace it;"
             " -v shows why"
         )
-    _drop_guards(program)
     # Guards on open sizes are replayed when the program is decomposed, on arguments that are not
     # there; whether the sizes are open is checked by running the file.
     program._guards_code = []
@@ -108,7 +107,7 @@ class _LogitsOfTensors(nn.Module):
         self.model = model
         self.leaves, self.spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
 
-    def forward(self, *tensors: Tensor) -> Tensor:
+    def forward(self, tensors: tuple[Tensor, ...]) -> Tensor:
         given = iter(tensors)
         leaves = [next(given) if isinstance(x, Tensor) else x for x in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
@@ -123,18 +122,11 @@ def _traced(
     try:
         with compact(model), pointwise_as(pointwise):
             return torch.export.export(
-                wrapper, tuple(call.tensors), dynamic_shapes=(dynamic,), strict=False
+                wrapper, (tuple(call.tensors),), dynamic_shapes=(dynamic,), strict=False
             )
     except Exception as error:  # any model may refuse to be traced, in its own words
         logger.info("torch.export: %s", error)
         return None
-
-
-def _drop_guards(program: ExportedProgram) -> None:
-    """Take out the check of the inputs' sizes, in place: files have none, converters trip on it."""
-    for node in list(program.graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
-            program.graph.erase_node(node)
 
 
 def _open_axes(tensor: Tensor, batch: int, one_instance: bool) -> dict[int, Any]:

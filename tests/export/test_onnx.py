@@ -172,3 +172,9 @@ def test_export_leaves_the_model_as_it_was(gated: nn.Module, exported: Export) -
         assert all(gate.running == gate.verified for gate in gates(gated).values())
     assert all(module.training for module in gated.modules())
     gated.eval()
+
+
+def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exported: Export) -> None:
+    content = exported.path.read_bytes()
+    assert str(Path(torch.__file__).parents[1]).encode() not in content
+    assert str(Path(__file__).parents[2]).encode() not in content
