@@ -1,6 +1,7 @@
 """What every test can count on: one seed, one thread, no terminal, no network."""
 
 import os
+import sys
 
 import pytest
 
@@ -16,3 +17,21 @@ def _seed():
     import torch
 
     torch.manual_seed(0)
+
+
+def pytest_unconfigure(config):
+    """Leave with pytest's own status, before native libraries run their handlers at exit.
+
+    With torch, onnxruntime and openvino loaded in one process, one of them may crash when the
+    interpreter is taken down, after every test has passed and the summary has been printed.
+    """
+    status = getattr(config, "_status_of_the_run", None)
+    if status is None or "openvino" not in sys.modules:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config._status_of_the_run = int(exitstatus)
