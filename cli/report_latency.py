@@ -26,6 +26,7 @@ from .subject import find_recipe, load_subject, prepare, require_recipe
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
+    from dynprune.models import LoadedModel
     from dynprune.report.breakeven import BreakEven
     from dynprune.report.latency import LatencyReport
 
@@ -75,20 +76,7 @@ def run(
 
     if not is_gated(loaded.module):
         apply_recipe(loaded, require_recipe(followed))
-    try:
-        from dynprune.export.engines import latency_report
-
-        found = latency_report(
-            loaded.module,
-            loaded.example,
-            [name for name in engines.split(",") if name],
-            runs=runs,
-            threads=threads or 0,
-        )
-    except ImportError as error:
-        raise UsageError(
-            f"an engine needs the package {error.name}: pip install 'dynprune[onnx,openvino]'"
-        ) from error
+    found = time_engines(loaded, engines, runs=runs, threads=threads)
     record = found.to_json()
     shown = [_medians(found)]
     if breakeven:
@@ -104,6 +92,30 @@ def run(
         record["plot"] = plot
     terminal.result(record, *shown)
     check_bounds(bounds, record)
+
+
+def time_engines(
+    loaded: "LoadedModel", engines: str, *, runs: int = 15, threads: int | None = None
+) -> "LatencyReport":
+    """Time a model in the engines of a comma-separated list.
+
+    Raises:
+        UsageError: one is unknown, or its package is not installed.
+    """
+    try:
+        from dynprune.export.engines import latency_report
+
+        return latency_report(
+            loaded.module,
+            loaded.example,
+            [name for name in engines.split(",") if name],
+            runs=runs,
+            threads=threads or 0,
+        )
+    except ImportError as error:
+        raise UsageError(
+            f"an engine needs the package {error.name}: pip install 'dynprune[onnx,openvino]'"
+        ) from error
 
 
 def _medians(found: "LatencyReport") -> Table:

@@ -26,6 +26,7 @@ from .options import (
     Threads,
     Verbose,
 )
+from .report_latency import time_engines
 from .subject import choose_device, find_recipe, load_subject, prepare
 from .terminal import Step, Terminal
 
@@ -55,10 +56,18 @@ def run(
     shown: Annotated[
         int, typer.Option("--shown", metavar="N", min=0, help="Pictures to show.")
     ] = 3,
+    engines: Annotated[
+        str,
+        typer.Option(
+            "--engines", metavar="A,B", help="Time these, of torch, onnxruntime, openvino; '' none."
+        ),
+    ] = "torch",
     latency: Annotated[
         str | None,
         typer.Option(
-            "--latency", metavar="FILE", help="What `report latency --json` gave, to be shown."
+            "--latency",
+            metavar="FILE",
+            help="Show what `report latency --json` gave, rather than time anew.",
         ),
     ] = None,
     recipe: RecipeName = None,
@@ -73,8 +82,9 @@ def run(
 ) -> None:
     """Measure a gated model and write the proof as one HTML page that needs no network.
 
-    MACs dense, rewritten, pruned and executed; mIoU beside the teacher's; MACs by layer; neuron
-    types; how far kept sets differ; pictures; the recipe, the environment and the commands.
+    MACs dense, rewritten, pruned and executed; milliseconds; mIoU beside the teacher's; MACs by
+    layer; neuron types; how far kept sets differ; pictures; the recipe, the environment and the
+    commands.
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     bounds = parse_bounds(fail_if)
@@ -84,6 +94,7 @@ def run(
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
     from dynprune.data import open_dataset
+    from dynprune.gate import is_gated
     from dynprune.recipe.build import picture_arguments
     from dynprune.report.findings import gather
     from dynprune.report.page import render, write_page
@@ -92,6 +103,12 @@ def run(
     dataset = open_dataset(data, split)
     student = load_subject(model, followed, device=place)
     dense = None if teacher is None else load_subject(teacher, followed, device=place)
+    if times is None and engines and is_gated(student.module):
+        if place == "cpu":
+            terminal.note(f"timing in {engines}")
+            times = time_engines(student, engines, threads=threads).to_json()
+        else:
+            terminal.note(f"engines run on the CPU and the model is on {place}: no times")
     with terminal.progress("report") as step:
         found = gather(
             student,

@@ -7,7 +7,8 @@ import pytest
 
 @pytest.fixture(scope="module")
 def arguments(gated, dense, data):
-    return ("report", "all", gated, "--data", data, "--teacher", dense, "--shown", 1)
+    base = ("report", "all", gated, "--data", data, "--teacher", dense)
+    return (*base, "--shown", 1, "--engines", "")
 
 
 def test_the_page_is_written_and_its_figures_are_told(run, arguments, gated, tmp_path):
@@ -42,6 +43,14 @@ def test_a_file_in_the_way_is_replaced_on_demand_alone_and_a_broken_bound_leaves
     bound = ("--overwrite", "--fail-if", "miou.student<=1")
     assert "miou.student" in run(*arguments, "-o", target, *bound, code=5).err
     assert "figure-layers" in target.read_text()
+
+
+def test_times_are_measured_where_none_are_given(run, gated, data, tmp_path):
+    arguments = ("report", "all", gated, "--data", data, "--shown", 0, "--images", 1)
+    found = run(*arguments, "-o", tmp_path / "p.html", "--json").document
+    times = found["latency"]["engines"]["torch"]
+    assert f"{times['pruned_ms']:.1f} ms" in (tmp_path / "p.html").read_text()
+    assert "abacus" in run(*arguments, "-o", tmp_path / "q.html", "--engines", "abacus", code=2).err
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"engines": {"torch": {}}}', '{"engines": 3}'])
