@@ -48,6 +48,7 @@ def render(found: Findings) -> str:
         name=Path(found.model).name or found.model,
         is_cut=figures.is_cut(found),
         headline=figures.headline_rows(found),
+        slower=_slower(found),
         layers=figures.layer_rows(found),
         layer_keys=figures.legend(PARTS, figures.PART_WORDS, "part"),
         accuracy=accuracy,
@@ -91,6 +92,12 @@ def write_page(path: Path, page: str) -> None:
             raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _slower(found: Findings) -> list[str]:
+    """Give the engines in which the rewritten model is faster than the pruned one."""
+    engines = found.latency["engines"] if found.latency else {}
+    return [name for name, t in engines.items() if t["pruned_ms"] > t["rewritten_ms"]]
 
 
 def _overlap_keys(found: Findings) -> list[Key]:

@@ -91,6 +91,15 @@ def test_the_page_tells_the_findings(page, measured) -> None:
         assert wanted in page.words
 
 
+def test_the_page_says_where_gates_are_slower_than_the_rewritten_model(measured) -> None:
+    quick = LATENCY["engines"]["torch"]
+    slow = {**quick, "pruned_ms": quick["rewritten_ms"] + 1}
+    latency = {**LATENCY, "engines": {"quick": quick, "slow": slow, "slower": slow}}
+    words = Page(render(replace(measured.found, latency=latency))).words
+    assert "In slow, slower the gates cost more time than they save" in words
+    assert "cost more time" not in Page(render(replace(measured.found, latency=LATENCY))).words
+
+
 def test_the_page_loads_nothing_and_runs_nothing(page) -> None:
     assert "script" not in {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
