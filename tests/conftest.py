@@ -20,10 +20,10 @@ def _seed():
 
 
 def pytest_unconfigure(config):
-    """Leave with pytest's own status, before native libraries run their handlers at exit.
+    """Leave with pytest's own status, without taking the interpreter down.
 
-    With torch, onnxruntime and openvino loaded in one process, one of them may crash when the
-    interpreter is taken down, after every test has passed and the summary has been printed.
+    With torch, onnxruntime and openvino in one process, a thread of theirs may still be in Python
+    code while the interpreter is taken down, and crash the run after its summary was printed.
     """
     status = getattr(config, "_status_of_the_run", None)
     if status is None or "openvino" not in sys.modules:
