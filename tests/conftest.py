@@ -35,3 +35,12 @@ def pytest_unconfigure(config):
 
 def pytest_sessionfinish(session, exitstatus):
     session.config._status_of_the_run = int(exitstatus)
+
+
+#: Test modules that run inference engines, whose threads stay until the process ends.
+ENGINE_TESTS = ("/export/", "test_export", "latency", "engines", "test_report_page", "test_page")
+
+
+def pytest_collection_modifyitems(items):
+    """Run the engines' tests last: their threads do not bear processes that come and go."""
+    items.sort(key=lambda item: any(name in item.path.as_posix() for name in ENGINE_TESTS))
