@@ -1,0 +1,192 @@
+"""Gates live in whatever host they are put into: any type, any outputs, any call, any compiler."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+import dynprune
+from dynprune.example import Example
+from dynprune.gate import GateConfig, gate_model, gates, is_gated, remove, set_execution
+from dynprune.graph import find_groups
+from dynprune.modes import at_inference
+from tests.gate.zoo_laws import error, forced, gated_animal, run
+from tests.zoo import ZOO
+
+ROUNDING = 1e-5  # float32 sums in another order
+BFLOAT16 = 5e-2  # eight bits of mantissa, a few layers deep
+
+
+def gate_all(model, example):
+    """Gate every group of a model that may be, in place."""
+    groups = find_groups(model, example).groups
+    settings = GateConfig(align=1)
+    return gate_model(model, example, groups, {group.name: settings for group in groups})
+
+
+def difference(model, call):
+    """Give compact against masked execution, with a mask of its own for every input."""
+    with forced(model, 3):
+        set_execution(model, "masked")
+        masked = run(model, call)
+        set_execution(model, "compact")
+        return error(run(model, call), masked)
+
+
+@pytest.mark.parametrize("name", ["vit", "segformer"])
+def test_a_model_in_bfloat16_is_gated_and_stays_in_bfloat16(name):
+    model, example = ZOO[name].made()
+    dense = run(model, example)
+    half = Example((), {key: x.bfloat16() for key, x in example.kwargs.items()})
+    model.bfloat16()
+    record = gate_all(model, half)
+    assert {plan.mode for plan in record.plans} == {"compact"}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert difference(model, half.batched(3, seed=5)) < BFLOAT16
+    remove(model)
+    assert error(run(model, half), dense) < BFLOAT16
+
+
+def test_tied_weights_stay_tied_and_are_saved_once(tmp_path):
+    torch.manual_seed(0)
+    config = hf.BertConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=64,
+        tie_word_embeddings=True,
+    )
+    model = hf.BertForMaskedLM(config).eval()
+    call = {"input_ids": torch.randint(1, 60, (3, 9))}
+    recipe = dynprune.load_recipe("any", ["apply.gate.align=4", "sparsity.final=0.5"])
+    dynprune.apply(model, call, recipe, calibration=[call])
+
+    def is_tied(m):
+        return m.get_input_embeddings().weight is m.get_output_embeddings().weight
+
+    assert is_gated(model)
+    assert is_tied(model)
+    pruned = run(model, Example((), call))
+    dynprune.save(model, tmp_path / "student")
+    loaded = dynprune.load(tmp_path / "student")
+    assert is_tied(loaded)
+    assert error(run(loaded, Example((), call)), pruned) == 0.0
+    assert is_tied(dynprune.restore(loaded))
+
+
+def test_a_weight_that_two_layers_share_is_refused():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16), nn.Linear(8, 16)
+            self.second.weight = self.first.weight
+            self.out, self.other = nn.Linear(16, 8), nn.Linear(16, 8)
+
+        def forward(self, x):
+            return self.out(self.first(x).relu()) + self.other(self.second(x + 1).relu())
+
+    torch.manual_seed(0)
+    model, call = Shared().eval(), Example((torch.randn(2, 5, 8),))
+    dense = run(model, call)
+    record = gate_all(model, call)
+    assert {plan.mode for plan in record.plans} == {"refused"}
+    assert error(run(model, call), dense) == 0.0
+
+
+@dataclass
+class Found:
+    """What a model of several heads returns."""
+
+    boxes: Tensor
+    scores: list[Tensor]
+
+
+class TwoHeads(nn.Module):
+    """A hidden layer that two heads read; returns them in the form asked for."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+        self.fc1, self.boxes, self.scores = nn.Linear(8, 32), nn.Linear(32, 4), nn.Linear(32, 3)
+
+    def forward(self, x, *, scale=None, unused=None):
+        hidden = nn.functional.gelu(self.fc1(x))
+        boxes, scores = self.boxes(hidden), self.scores(hidden)
+        if scale is not None:
+            boxes = boxes * scale[:, None, None]
+        if self.form == "tuple":
+            return boxes, (scores, x)
+        if self.form == "dict":
+            return {"boxes": boxes, "scores": [scores], "none": None}
+        return Found(boxes, [scores])
+
+
+def heads(output):
+    """Give what both heads returned, in whichever form."""
+    if isinstance(output, tuple):
+        return [output[0], output[1][0]]
+    fields = output if isinstance(output, dict) else vars(output)
+    return [fields["boxes"], fields["scores"][0]]
+
+
+@pytest.mark.parametrize("form", ["tuple", "dict", "dataclass"])
+def test_a_hidden_layer_of_several_outputs_is_gated_as_one(form):
+    torch.manual_seed(0)
+    model, call = TwoHeads(form).eval(), Example((torch.randn(3, 5, 8),))
+    (plan,) = gate_all(model, call).plans
+    assert (plan.mode, plan.group.neurons) == ("compact", 32)
+    assert [c.module for c in plan.group.consumers] == ["boxes", "scores"]
+    assert type(call.run(model)) is type(call.run(TwoHeads(form)))
+    with forced(model, 3), at_inference(model):
+        set_execution(model, "masked")
+        masked = heads(call.run(model))
+        set_execution(model, "compact")
+        assert error(heads(call.run(model)), masked) < ROUNDING
+
+
+def test_keywords_that_are_none_or_no_tensor_of_the_batch_are_passed_on():
+    torch.manual_seed(0)
+    model = TwoHeads("tuple").eval()
+    call = {"x": torch.randn(3, 5, 8), "scale": torch.rand(3) + 1, "unused": None}
+    (plan,) = dynprune.inspect(model, call).plans
+    assert plan.mode == "compact"
+    recipe = dynprune.load_recipe("any", ["apply.gate.align=1", "sparsity.final=0.5"])
+    dynprune.apply(model, call, recipe, calibration=[call])
+    assert difference(model, Example((), call)) < ROUNDING
+    assert len(next(iter(gates(model).values())).mask) == 3
+
+
+def test_a_transformers_model_takes_flags_among_its_keywords():
+    model, example = ZOO["bert"].made()
+    call = Example((), {**example.kwargs, "output_hidden_states": True})
+    gate_all(model, call)
+    wide = Example((), {**example.batched(3, seed=5).kwargs, "output_hidden_states": True})
+    assert difference(model, wide) < ROUNDING
+    assert len(wide.run(model).hidden_states) == 3
+
+
+@pytest.mark.parametrize("execution", ["compact", "masked"])
+@pytest.mark.parametrize("name", ["vit", "segformer"])
+def test_a_gated_model_compiles_whole_and_computes_the_same(name, execution):
+    model, example, *_ = gated_animal(name)
+    set_execution(model, execution)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for instances in (3, 2):
+        call = example.batched(instances, seed=instances)
+        assert error(run(compiled, call), run(model, call)) < ROUNDING
+
+
+def test_a_copy_of_a_gated_model_has_gates_of_its_own():
+    model, example, *_ = gated_animal("vit")
+    other = copy.deepcopy(model)
+    call = example.batched(3, seed=5)
+    before = run(model, call)
+    for gate in gates(other).values():
+        gate.set_prune_ratio(0.0)
+    assert error(run(other, call), before) > 1e-3
+    assert error(run(model, call), before) == 0.0
