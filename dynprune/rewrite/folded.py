@@ -92,6 +92,15 @@ def folded_weights(
     return weights, bias
 
 
+SLICE = 1 << 21
+"""Elements of the maps that inference holds at a time: 8 MB of float32, measured best on CPUs."""
+
+_CHANNEL_BY_CHANNEL = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+    *(nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout, nn.Dropout2d),
+)
+
+
 class FoldedDecoder(nn.Module):
     r"""The head ``tail(norm(fuse(cat_i(up_i(L_i x_i)))))`` with one linear per stage.
 
@@ -151,12 +160,31 @@ class FoldedDecoder(nn.Module):
         bias: Tensor | None = self.bias
         if norm is not None and not is_live:
             scale, bias = _folded_norm(norm, bias)
+        maps = [leaves[branch.leaf] for branch in self.structure.branches]
+        weights = (
+            list(self.weights) if scale is None else [w * scale[:, None] for w in self.weights]
+        )
+        if not is_live and self._runs_in_slices(maps[0]):
+            return self._slice_by_slice(maps, weights, bias, size)
+        total = self._sum(maps, weights, bias, size)
+        if norm is not None and is_live:
+            total = norm(total)
+        for step in self.structure.tail:
+            total = self._run(step, total)
+        return total
+
+    def _sum(
+        self,
+        maps: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        size: tuple[int, ...],
+    ) -> Tensor:
+        """Project every stage at its own resolution, resize and add."""
         total: Tensor | None = None
-        for branch, weight in zip(self.structure.branches, self.weights, strict=True):
-            x = leaves[branch.leaf]
-            stage = weight if scale is None else weight * scale[:, None]
+        for branch, x, weight in zip(self.structure.branches, maps, weights, strict=True):
             # A bias may join before the resize, whose weights sum to one: the first stage takes it.
-            y = pointwise(x, stage, bias if total is None else None)  # (B, D, H_i, W_i)
+            y = pointwise(x, weight, bias if total is None else None)  # (B, D, H_i, W_i)
             if branch.mode is not None and branch.leaf != self.structure.size_leaf:
                 y = F.interpolate(
                     y,
@@ -167,18 +195,62 @@ class FoldedDecoder(nn.Module):
                 )
             total = y if total is None else total.add_(y)
         assert total is not None
-        if norm is not None and is_live:
-            total = norm(total)
-        for step in self.structure.tail:
-            total = self._run(step, total)
         return total
+
+    def _runs_in_slices(self, x: Tensor) -> bool:
+        """Whether the tail lets slices of channels be computed one after the other."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return False
+        if torch.is_autocast_enabled("cpu") or not self.structure.tail:
+            return False
+        *steps, last = self.structure.tail
+        modules = [self.source.get_submodule(step.module) for step in steps if step.module]
+        return (
+            last.module is not None
+            and _is_pointwise(self.source.get_submodule(last.module))
+            and all(isinstance(module, _CHANNEL_BY_CHANNEL) for module in modules)
+            and not any(map(_is_watched, [*modules, self.source.get_submodule(last.module)]))
+        )
+
+    def _slice_by_slice(
+        self,
+        maps: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        size: tuple[int, ...],
+    ) -> Tensor:
+        """Compute a slice of channels at a time, and add what the classifier makes of it.
+
+        Maps of all D channels at the largest resolution would go through main memory several
+        times, in fresh pages each time; slices stay in the cache (docs/performance.md).
+        """
+        *steps, last = self.structure.tail
+        classifier = self.source.get_submodule(last.module or "")
+        matrix, shift = pointwise_weight(classifier), pointwise_bias(classifier)
+        # (B, C_i, H_i, W_i), channels last in memory once for all slices
+        maps = [x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for x in maps]
+        batch, pixels, width = len(maps[0]), size[0] * size[1], len(weights[0])
+        logits = matrix.new_zeros(batch, len(matrix), pixels)
+        if shift is not None:
+            logits += shift[:, None]
+        slice_width = max(64, SLICE // max(1, batch * pixels) // 16 * 16)
+        for start in range(0, width, slice_width):
+            part = slice(start, start + slice_width)
+            total = self._sum(
+                maps, [w[part] for w in weights], None if bias is None else bias[part], size
+            )
+            for step in steps:
+                total = self._run(step, total)
+            tokens = total.permute(0, 2, 3, 1).reshape(batch, pixels, -1)  # (B, H * W, slice)
+            logits.baddbmm_(matrix[:, part].expand(batch, -1, -1), tokens.transpose(1, 2))
+        return logits.view(batch, -1, *size)
 
     def _run(self, step: Step, x: Tensor) -> Tensor:
         if step.function is not None:
             return ELEMENTWISE[step.function](x, *step.arguments)
         assert step.module is not None
         module = self.source.get_submodule(step.module)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or _is_watched(module):
             return module(x)
         if type(module) is nn.ReLU:
             return F.relu_(x)  # in place: nobody else holds the sum
@@ -208,6 +280,11 @@ def _folded_norm(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]
     shift = -norm.running_mean if bias is None else bias - norm.running_mean
     shift = shift * scale
     return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether someone wants to see every call of the module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_pointwise(module: nn.Module) -> bool:

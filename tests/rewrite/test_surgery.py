@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.rewrite import FoldedDecoder, Rewrite, reapply, rewrite, undo
+from dynprune.rewrite import folded as folded_module
 from dynprune.rewrite.folded import pointwise_as
 
 from .heads import ConvHead, LinearHead, Model, stirred
@@ -248,6 +250,45 @@ def test_a_record_of_another_model_is_refused() -> None:
     records = rewrite(segformer(), Example((image(),)), FOLD)
     with pytest.raises(UsageError, match="does not fit 'decode_head'"):
         reapply(segformer(decoder_hidden_size=48), records)
+
+
+@pytest.mark.parametrize("projection_bias", [True, False])
+def test_slices_of_channels_add_up_to_the_whole(
+    projection_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    model = model_with(ConvHead(width=150, projection_bias=projection_bias))
+    (record,) = rewrite(model, Example((image(),)), FOLD)
+    assert record.reason is None
+    x = image(97, 131, seed=1)
+    seen: list[int] = []
+    expected = undo(copy.deepcopy(model))(x)
+    for elements, slices in ((1 << 21, 1), (1, 3)):  # a slice is at least 64 channels wide
+        monkeypatch.setattr(folded_module, "SLICE", elements)
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, "baddbmm_", counted(seen, Tensor.baddbmm_))
+            assert_close(output(model, x), expected)
+        assert len(seen) == slices
+        seen.clear()
+
+
+def counted(seen: list[int], method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*args: Tensor) -> Tensor:
+        seen.append(1)
+        return method(*args)
+
+    return call
+
+
+def test_a_hook_on_the_classifier_sees_every_call() -> None:
+    model = model_with(ConvHead())
+    rewrite(model, Example((image(),)), FOLD)
+    expected, calls = output(model, image()), []
+    classifier = only_folded(model).source.get_submodule("conv_seg")
+    handle = classifier.register_forward_hook(lambda *call: calls.append(call))
+    assert_close(output(model, image()), expected)
+    handle.remove()
+    assert len(calls) == 1
 
 
 def test_both_forms_of_a_1x1_map_compute_the_same(model: nn.Module) -> None:
