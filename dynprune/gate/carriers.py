@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from dynprune.errors import GateError
 from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.rewrite.memory import marked_by_strides
 
 __all__ = ["DynamicBatchNorm", "DynamicDepthwiseConv", "carry"]
 
@@ -67,24 +68,15 @@ class DynamicDepthwiseConv(nn.Module):
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         convolution = CONVOLUTIONS[weight.dim() - 2]
-        if x.dim() == 4 and x.shape[0] == 1:
-            x = _marked_by_strides(x)
         return convolution(
-            x, weight, bias, self.stride, self.padding, self.dilation, weight.shape[0]
+            marked_by_strides(x),
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            weight.shape[0],
         )
-
-
-def _marked_by_strides(x: Tensor) -> Tensor:
-    """Give a batch of one the stride that tells channels-last memory from channels-first.
-
-    Tokens seen as a map, ``tokens.transpose(1, 2).view(1, C, H, W)``, get the stride C along the
-    batch, whose size of one leaves it free. Convolutions look at that stride, take the memory for
-    channels-first, and copy it twice; with the stride H * W * C they do not.
-
-    Shape:
-        (1, C, H, W) in and out, the same memory.
-    """
-    return x[0].permute(1, 2, 0)[None].permute(0, 3, 1, 2) if x.stride(1) == 1 else x
 
 
 class DynamicBatchNorm(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-__all__ = ["TOLERANCE", "largest_error", "relative_error"]
+__all__ = ["TOLERANCE", "largest_error", "outputs_of", "relative_error"]
 
 TOLERANCE = 1e-5
 """Largest relative error of a proven rewrite: float32's rounding of sums in another order."""
@@ -28,6 +28,13 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
         return 0.0 if torch.equal(actual, expected) else float("inf")
     difference = (actual - expected).abs().max()
     return float(difference / expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny))
+
+
+def outputs_of(output: Any) -> list[Tensor]:
+    """Give the tensors in what a model returned."""
+    if not isinstance(output, Tensor | tuple | list | Mapping):
+        output = vars(output)
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def largest_error(

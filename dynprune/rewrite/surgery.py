@@ -1,72 +1,44 @@
-"""Swap heads for their rewritten forms and back: find, prove, then change."""
+"""Apply lossless rewrites by name, rebuild them from their records, and take them back."""
 
-import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.modes import evaluating
-from dynprune.rewrite.folded import FoldedDecoder, pointwise_weight
-from dynprune.rewrite.match import NotFoldableError, match_decoder
-from dynprune.rewrite.proof import TOLERANCE, largest_error, relative_error
-from dynprune.rewrite.structure import DecoderStructure
-from dynprune.rewrite.unfold import unfold
+from dynprune.rewrite.decoder import FOLD_DECODER, fold_decoders, refold, unfold_decoders
+from dynprune.rewrite.memory import (
+    CHANNELS_LAST,
+    lay_out_again,
+    lay_out_channels_last,
+    lay_out_plain,
+)
+from dynprune.rewrite.record import Rewrite
 
-__all__ = ["REWRITES", "Rewrite", "reapply", "rewrite", "undo"]
-
-logger = logging.getLogger(__name__)
-
-FOLD_DECODER = "fold-decoder"
+__all__ = ["REWRITES", "reapply", "rewrite", "undo"]
 
 
 @dataclass(frozen=True)
-class Rewrite:
-    """What became of one rewrite on one model, in plain values.
+class _Kind:
+    """The three things that can be done with one kind of rewrite.
 
     Attributes:
-        name: key of `REWRITES`.
-        module: the module that was replaced, or looked at; "" where none was a candidate.
-        details: what `reapply` needs.
-        max_error: largest relative error of the proof, None where it never ran.
-        reason: why the rewrite was refused; None where it was made.
+        apply: find, prove and make it in place; one record for each module looked at.
+        again: check that a record fits, and give the function that makes it again in place.
+        undo: take all of its kind back, in place.
     """
 
-    name: str
-    module: str
-    details: Mapping[str, Any]
-    max_error: float | None
-    reason: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Give a JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Rewrite":
-        """Read what `to_json` gave."""
-        return cls(**record)
+    apply: Callable[[nn.Module, Example], list[Rewrite]]
+    again: Callable[[nn.Module, Rewrite], Callable[[], None]]
+    undo: Callable[[nn.Module], None]
 
 
-@dataclass
-class _Call:
-    """The call of one module in a run of the model."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    count: int = 1
-    returns_tensor: bool = False
-
-    @property
-    def maps(self) -> int:
-        leaves = pytree.tree_leaves((self.args, self.kwargs))
-        return sum(isinstance(leaf, Tensor) and leaf.dim() == 4 for leaf in leaves)
+REWRITES: Mapping[str, _Kind] = {
+    FOLD_DECODER: _Kind(fold_decoders, refold, unfold_decoders),
+    CHANNELS_LAST: _Kind(lay_out_channels_last, lay_out_again, lay_out_plain),
+}
+"""Every lossless rewrite by its name in a recipe."""
 
 
 def rewrite(model: nn.Module, example: Example, names: Sequence[str]) -> list[Rewrite]:
@@ -84,7 +56,7 @@ def rewrite(model: nn.Module, example: Example, names: Sequence[str]) -> list[Re
         UsageError: a name is unknown; the model is untouched.
     """
     _check_names(names)
-    return [record for name in names for record in REWRITES[name](model, example)]
+    return [record for name in names for record in REWRITES[name].apply(model, example)]
 
 
 def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
@@ -102,19 +74,16 @@ def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
     """
     made = [record for record in rewrites if record.reason is None]
     _check_names([record.name for record in made])
-    plan = []
+    steps = []
     for record in made:
         try:
-            source = model.get_submodule(record.module)
-            structure = DecoderStructure.from_json(record.details)
-            _check_fits(source, structure)
+            steps.append(REWRITES[record.name].again(model, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"the record of rewrite {record.name} does not fit {record.module!r}: {error}"
             ) from error
-        plan.append((source, structure))
-    for source, structure in plan:
-        _replace(model, source, FoldedDecoder(source, structure))
+    for step in steps:
+        step()
     return model
 
 
@@ -125,151 +94,11 @@ def undo(model: nn.Module) -> nn.Module:
         The model; bit for bit the one that was rewritten where the rewritten weights were not
         trained since, else the same function as the trained one.
     """
-    for folded in [m for m in model.modules() if isinstance(m, FoldedDecoder)]:
-        _replace(model, folded, unfold(folded))
+    for kind in REWRITES.values():
+        kind.undo(model)
     return model
-
-
-def _fold_decoders(model: nn.Module, example: Example) -> list[Rewrite]:
-    """Fold every head that can be folded, in place."""
-    with evaluating(model), torch.no_grad():
-        calls = _capture(model, example)
-        before = _tensors(example.run(model))
-    records: list[Rewrite] = []
-    folded: list[str] = []
-    # The innermost head first: what holds a folded head is not looked at.
-    for name, call in sorted(calls.items(), key=lambda item: -item[0].count(".")):
-        if any(other.startswith(f"{name}.") for other in folded):
-            continue
-        record = _fold(model, name, call)
-        records.append(record)
-        if record.reason is None:
-            folded.append(name)
-    if folded:
-        with evaluating(model), torch.no_grad():
-            after = _tensors(example.run(model))
-        error = max(relative_error(a, b) for a, b in zip(after, before, strict=True))
-        if not error <= 10 * TOLERANCE:  # the layers behind a head may amplify its rounding
-            for name in folded:
-                decoder = cast(FoldedDecoder, model.get_submodule(name))
-                _replace(model, decoder, unfold(decoder))
-            reason = f"the model's output moved by {error:.1e}"
-            return [Rewrite(r.name, r.module, {}, r.max_error, r.reason or reason) for r in records]
-    if not records:
-        reason = "no module turns several maps (B, C, H, W) into one tensor"
-        records.append(Rewrite(FOLD_DECODER, "", {}, None, reason))
-    return records
-
-
-def _fold(model: nn.Module, name: str, call: _Call) -> Rewrite:
-    """Fold one head in place if its structure allows it and the proof holds."""
-    head = model.get_submodule(name)
-    error: float | None = None
-    try:
-        if call.count > 1:
-            raise NotFoldableError(f"it runs {call.count} times in one call of the model")
-        with evaluating(head), torch.no_grad():
-            program = torch.export.export(head, call.args, call.kwargs, strict=False)
-        structure = match_decoder(head, program)
-        _check_unshared(model, head, structure)
-        candidate = FoldedDecoder(copy.deepcopy(head), structure)
-        error = largest_error(head, candidate, (call.args, call.kwargs))
-        if not error <= TOLERANCE:
-            raise NotFoldableError(f"the folded form differs by {error:.1e}, more than {TOLERANCE}")
-    except Exception as failure:  # whatever a foreign head raises, it is left as it was
-        known = isinstance(failure, NotFoldableError)
-        reason = str(failure) if known else f"{type(failure).__name__}: {failure}".split("\n")[0]
-        logger.info("fold-decoder leaves %s as it is: %s", name, reason)
-        return Rewrite(FOLD_DECODER, name, {}, error, reason)
-    _replace(model, head, FoldedDecoder(head, structure))
-    return Rewrite(FOLD_DECODER, name, structure.to_json(), error)
-
-
-REWRITES: Mapping[str, Callable[[nn.Module, Example], list[Rewrite]]] = {
-    FOLD_DECODER: _fold_decoders,
-}
-"""Every lossless rewrite by its name in a recipe."""
-
-
-def _capture(model: nn.Module, example: Example) -> dict[str, _Call]:
-    """Run the model and record every module that turns several maps into one tensor."""
-    calls: dict[str, _Call] = {}
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name in calls:
-                calls[name].count += 1
-            else:
-                call = _Call(args, kwargs)
-                if call.maps > 1:
-                    calls[name] = _Call(*pytree.tree_map_only(Tensor, torch.clone, (args, kwargs)))
-
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if name in calls:
-                calls[name].returns_tensor = isinstance(output, Tensor)
-
-        return hook
-
-    handles = []
-    for name, module in model.named_modules():
-        if name and not isinstance(module, FoldedDecoder) and next(module.children(), None):
-            handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(module.register_forward_hook(after(name)))
-    try:
-        example.run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: call for name, call in calls.items() if call.returns_tensor}
-
-
-def _check_unshared(model: nn.Module, head: nn.Module, structure: DecoderStructure) -> None:
-    """Refuse a head whose folded weights are used elsewhere as well."""
-    names = [*(branch.projection for branch in structure.branches), structure.fuse]
-    counts: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    for name in names:
-        for parameter in head.get_submodule(name).parameters(recurse=False):
-            if counts[id(parameter)] > 1:
-                raise NotFoldableError(f"{name} shares its weight with another module")
-
-
-def _check_fits(source: nn.Module, structure: DecoderStructure) -> None:
-    """Raise unless every part of the structure is in the source."""
-    fuse = source.get_submodule(structure.fuse)
-    width = sum(stop - start for start, stop in (b.columns for b in structure.branches))
-    found = pointwise_weight(fuse).shape[1]
-    if width != found:
-        raise ValueError(f"{structure.fuse} reads {found} channels, not {width}")
-    for name in [
-        *(branch.projection for branch in structure.branches),
-        *(step.module for step in structure.tail if step.module),
-        *([structure.norm] if structure.norm else []),
-    ]:
-        source.get_submodule(name)
 
 
 def _check_names(names: Sequence[str]) -> None:
     if unknown := [name for name in names if name not in REWRITES]:
         raise UsageError(f"no rewrite is called {unknown[0]!r}; there are: {', '.join(REWRITES)}")
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` at every place of ``model`` where ``old`` stands, in place."""
-    for parent in list(model.modules()):
-        if parent is new:
-            continue
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if not isinstance(output, Tensor | tuple | list | Mapping):
-        output = vars(output)
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
