@@ -33,7 +33,7 @@ def gated(dense):
     from dynprune.gate import GateConfig, gate_model
 
     model, example = copy.deepcopy(dense[0]), dense[1]
-    rewrites = rewrite(model, example, ["fold-decoder"])
+    rewrites = rewrite(model, example, ["fold-decoder", "channels-last"])
     grouping = find_groups(model, example)
     configs = {g.name: GateConfig(prune_ratio=0.5, align=1) for g in grouping.candidates}
     gate_model(model, example, grouping.groups, configs)

@@ -114,7 +114,7 @@ class Recipe(Section):
     model: Model
     """Which model."""
 
-    rewrite: tuple[Literal["fold-decoder"], ...] = ()
+    rewrite: tuple[Literal["fold-decoder", "channels-last"], ...] = ()
     """Lossless rewrites, in order."""
 
     apply: Apply
