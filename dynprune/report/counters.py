@@ -1,7 +1,8 @@
 """Other people's counters beside ours, with the reason for every difference."""
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +21,15 @@ _PRODUCTS = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsu
 """The operators of fvcore's own list that are products; the others it counts are not MACs."""
 
 _ATTENTION = "scaled_dot_product"
+
+
+def _baddbmm_flops(_: Sequence[int], a: Sequence[int], b: Sequence[int], **__: object) -> int:
+    """Count ``self += a @ b`` for a: (B, M, K), b: (B, K, N), in torch's unit."""
+    return 2 * math.prod(a) * b[-1]
+
+
+_IN_PLACE = {torch.ops.aten.baddbmm_: _baddbmm_flops}
+"""torch's counter has a formula for the product, and none for the same product in place."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def flop_counter_macs(model: nn.Module, example: Example) -> dict[str, int]:
         model: run as it is.
         example: the call.
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_IN_PLACE)
     with torch.no_grad(), counter:
         example.run(model)
     found = counter.get_flop_counts().get("Global", {})

@@ -162,7 +162,10 @@ def test_all_errors_are_reported_at_once_each_with_its_key():
         ("model.factory=a:b", "model: factory needs source: factory"),
         ("model.architecture=X", "model: config and architecture go together.*"),
         ("model={input: [1, 3], architecture: X, config: {}}", "model: config must name its .*"),
-        ("rewrite=[fold]", "rewrite[0]: input should be 'fold-decoder' or 'channels-last', found \"fold\""),
+        (
+            "rewrite=[fold]",
+            "rewrite[0]: input should be 'fold-decoder' or 'channels-last', found \"fold\"",
+        ),
     ],
 )
 def test_an_invalid_value_is_named_by_its_key(override, line):
