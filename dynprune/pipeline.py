@@ -11,7 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from dynprune.data import SegmentationData, TrainingBatches, normalise
+from dynprune.data import (
+    SegmentationData,
+    TrainingBatches,
+    class_shares,
+    inverse_root_weights,
+    normalise,
+)
 from dynprune.distill import is_first_process
 from dynprune.distill.journal import Record
 from dynprune.distill.trainer import train
@@ -48,11 +54,15 @@ __all__ = [
     "calibration_calls",
     "distill",
     "inspect_model",
+    "learn",
     "make_teacher",
     "restore",
 ]
 
 logger = logging.getLogger(__name__)
+
+UNGUIDED = ("unpack-attention",)
+"""Rewrites of a model that is looked at without a recipe: those that open groups to gates."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +117,8 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
     model = loaded.module
     if is_gated(model):
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
-    if recipe is not None and recipe.rewrite:
-        rewrite(model, loaded.example, recipe.rewrite)
     try:
+        rewrite(model, loaded.example, UNGUIDED if recipe is None else recipe.rewrite)
         grouping = find_groups(model, loaded.example)
         if recipe is None:
             configs = {g.name: GateConfig() for g in grouping.groups}
@@ -214,6 +223,61 @@ def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
     return teacher.eval().requires_grad_(False)
 
 
+def learn(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    recipe: Recipe,
+    *,
+    training: SegmentationData,
+    validation: SegmentationData | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    only: str | None = None,
+    device: str | None = None,
+) -> Iterator[Record]:
+    """Train any student by the recipe's stages, in place; a dense one too.
+
+    Args:
+        student: the model that learns.
+        teacher: as `make_teacher` gave it; None where no loss needs one.
+        recipe: its training sections are carried out.
+        training: pictures that are learnt from.
+        validation: pictures that the run is judged by; none where None.
+        output: directory of the checkpoints and the records; None writes nothing.
+        resume: continue from the latest checkpoint in ``output``.
+        only: the one stage to run.
+        device: where to train; accelerate's choice where None.
+
+    Yields:
+        The records of `dynprune.distill.train`.
+    """
+    batches = TrainingBatches(training, **batch_arguments(recipe))
+    pictures = picture_arguments(recipe)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        assert validation is not None
+        where = next(model.parameters()).device
+        result = evaluate(model, validation, device=where, **pictures)
+        return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
+
+    weights = None if recipe.data is None else recipe.data.class_weights
+    if weights == "inverse-root":
+        weights = tuple(inverse_root_weights(class_shares(training)))
+    described = {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
+    yield from train(
+        student,
+        teacher,
+        batches.__getitem__,
+        validate=None if validation is None else validate,
+        output=output,
+        resume=resume,
+        only=only,
+        class_weights=weights,
+        fingerprint={"recipe": described, "data": training.fingerprint()},
+        **training_arguments(recipe, device=device),
+    )
+
+
 def distill(
     student: nn.Module,
     teacher: nn.Module,
@@ -226,43 +290,17 @@ def distill(
     only: str | None = None,
     device: str | None = None,
 ) -> Iterator[Record]:
-    """Train a gated student by the recipe's stages, and write it at the end.
-
-    Args:
-        student: as `apply_recipe` gave it; trained in place.
-        teacher: as `make_teacher` gave it.
-        recipe: its training sections are carried out.
-        training: pictures that are learnt from.
-        validation: pictures that the run is judged by.
-        output: directory of the checkpoints, the records and, at the end, the student.
-        resume: continue from the latest checkpoint in ``output``.
-        only: the one stage to run.
-        device: where to train; accelerate's choice where None.
-
-    Yields:
-        The records of `dynprune.distill.train`.
-    """
-    arguments = training_arguments(recipe, device=device)
-    batches = TrainingBatches(training, **batch_arguments(recipe))
-    pictures = picture_arguments(recipe)
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        where = next(model.parameters()).device
-        result = evaluate(model, validation, device=where, **pictures)
-        return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
-
-    described = {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
-    facts = {"recipe": described, "data": training.fingerprint()}
-    yield from train(
+    """Train a gated student by the recipe's stages, and write it at the end; see `learn`."""
+    yield from learn(
         student,
         teacher,
-        batches.__getitem__,
-        validate=validate,
+        recipe,
+        training=training,
+        validation=validation,
         output=output,
         resume=resume,
         only=only,
-        fingerprint=facts,
-        **arguments,
+        device=device,
     )
     if is_first_process():
         write_into(student, output)

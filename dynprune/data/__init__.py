@@ -1,6 +1,7 @@
 """Segmentation data: layouts on disk, checked reading, augmentation, batches."""
 
 from dynprune.data.augment import augment
+from dynprune.data.balance import class_shares, inverse_root_weights
 from dynprune.data.layouts import VOID
 from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dynprune.data.pictures import read_label, read_picture, write_label, write_picture
@@ -14,6 +15,8 @@ __all__ = [
     "SegmentationData",
     "TrainingBatches",
     "augment",
+    "class_shares",
+    "inverse_root_weights",
     "normalise",
     "open_dataset",
     "read_label",

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree as pytree
 
 from dynprune import gate
@@ -38,6 +39,8 @@ class Execution:
         ema: decay of the moving average of the weights; None for none.
         batchnorm: ``live`` normalises by the micro-batch and updates the running statistics, as
             in the teacher's own training; ``frozen`` uses the teacher's.
+        dropout: ``live`` drops in the student as the model's own configuration says (stochastic
+            depth among it); ``off`` never does, so that it sees what its teacher sees.
         gradient_checkpointing: compute activations twice to save memory.
         device: ``cpu`` keeps the run there; None lets accelerate choose.
         workers: processes that prepare batches ahead.
@@ -48,6 +51,7 @@ class Execution:
     clip_norm: float | None = None
     ema: float | None = None
     batchnorm: Literal["live", "frozen"] = "live"
+    dropout: Literal["live", "off"] = "live"
     gradient_checkpointing: bool = False
     device: str | None = None
     workers: int = 0
@@ -63,7 +67,7 @@ class Execution:
     @property
     def deciding(self) -> dict[str, Any]:
         """The settings that decide about the weights, and not only about time and memory."""
-        names = ("precision", "accumulate", "clip_norm", "ema", "batchnorm")
+        names = ("precision", "accumulate", "clip_norm", "ema", "batchnorm", "dropout")
         return {name: getattr(self, name) for name in names}
 
 
@@ -220,10 +224,11 @@ class Stepper:
 
     def _train_mode(self) -> None:
         self.objective.train()
-        if self.execution.batchnorm == "frozen":
-            for module in self.student.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        for module in self.student.modules():
+            if self.execution.batchnorm == "frozen" and isinstance(module, _BatchNorm):
+                module.eval()
+            if self.execution.dropout == "off" and _drops(module):
+                module.eval()
 
     def _factor(self, step: int, stage: StagePlan, start: int) -> float:
         if self.learning_rate.per == "stage":
@@ -279,6 +284,14 @@ def step_seed(seed: int, step: int, process: int) -> int:
     """Give the seed of one step on one process: 32 bits, unrelated for neighbours."""
     digest = hashlib.blake2b(repr((seed, step, process)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module is dropout or stochastic depth, whoever wrote it."""
+    if isinstance(module, _DropoutNd):
+        return True
+    is_leaf = next(module.parameters(), None) is None and next(module.children(), None) is None
+    return is_leaf and type(module).__name__.endswith(("DropPath", "StochasticDepth"))
 
 
 def _checkpoint_gradients(student: nn.Module) -> None:

@@ -114,6 +114,7 @@ def training_arguments(recipe: Recipe, *, device: str | None = None) -> dict[str
             clip_norm=runtime.clip_norm,
             ema=runtime.ema,
             batchnorm=runtime.batchnorm,
+            dropout=runtime.dropout,
             gradient_checkpointing=runtime.gradient_checkpointing,
             device=device,
             workers=runtime.workers,

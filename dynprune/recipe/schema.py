@@ -68,6 +68,9 @@ class Data(Section):
     classes: PositiveInt
     """Classes that the labels hold (count)."""
 
+    class_weights: Literal["inverse-root"] | tuple[PositiveFloat, ...] | None = None
+    """Weight of each class in `ce` (factor); `inverse-root` of its share of the training pixels."""
+
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channels (fraction of full brightness)."""
 
@@ -83,6 +86,9 @@ class Data(Section):
             raise ValueError(f"scale {list(self.scale)} must be [smallest, largest]")
         if self.classes > 255:
             raise ValueError(f"classes={self.classes}, but labels are bytes: at most 255")
+        weights = self.class_weights
+        if isinstance(weights, tuple) and len(weights) != self.classes:
+            raise ValueError(f"{len(weights)} class_weights, but classes={self.classes}")
         return self
 
 

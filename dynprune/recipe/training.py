@@ -149,6 +149,9 @@ class Runtime(Section):
     batchnorm: Literal["live", "frozen"] = "live"
     """Whether batch norms follow each micro-batch, or keep the teacher's statistics."""
 
+    dropout: Literal["live", "off"] = "live"
+    """Whether dropout and stochastic depth act in training as the model's configuration says."""
+
     workers: NonNegativeInt = 0
     """Processes that prepare batches ahead (count); the batches are the same for any."""
 

@@ -102,6 +102,15 @@ def test_batchnorm_is_live_unless_frozen():
         assert torch.equal(before, norm.running_mean) != moves
 
 
+def test_without_dropout_a_student_like_its_teacher_has_no_feature_loss():
+    losses = {}
+    for dropout in ("live", "off"):
+        execution = Execution(device="cpu", dropout=dropout, batchnorm="frozen")
+        one = stepper(execution, dropout=0.3, stages=[tiny.FEATURES])
+        losses[dropout] = float(one(0, tiny.batch(0)).loss)  # nothing is pruned yet
+    assert losses["off"] < 1e-10 < 1e-4 < losses["live"]
+
+
 def test_the_gradient_is_clipped_to_its_largest_norm():
     one = stepper(Execution(device="cpu", clip_norm=0.01), stages=[tiny.LOGITS])
     norms = []

@@ -149,6 +149,7 @@ def test_all_errors_are_reported_at_once_each_with_its_key():
         ("apply.targets.0.zzz=a", "apply.targets[0].zzz: unknown key; known keys: kind, match,.*"),
         ("data.scale=[2.0, 1.0]", r"data: scale [2.0, 1.0] must be [smallest, largest]"),
         ("data.classes=256", "data: classes=256, but labels are bytes: at most 255"),
+        ("data.class_weights=[1.0]", "data: 1 class_weights, but classes=3"),
         ("data.mean=[.nan, 0, 0]", "data.mean[0]: input should be a finite number, found NaN"),
         ("stages.1.name=one", "stages: names must differ, found one, one"),
         ("stages.0.losses.0={}", "stages[0].losses[0].type: is missing"),
