@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from dynprune.rewrite.bands import Resize, Stage, bands_of_sum
 from dynprune.rewrite.structure import ELEMENTWISE, DecoderStructure, Step
 
 __all__ = [
@@ -92,9 +93,6 @@ def folded_weights(
     return weights, bias
 
 
-SLICE = 1 << 21
-"""Elements of the maps that inference holds at a time: 8 MB of float32, measured best on CPUs."""
-
 _CHANNEL_BY_CHANNEL = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
     *(nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout, nn.Dropout2d),
@@ -164,8 +162,8 @@ class FoldedDecoder(nn.Module):
         weights = (
             list(self.weights) if scale is None else [w * scale[:, None] for w in self.weights]
         )
-        if not is_live and self._runs_in_slices(maps[0]):
-            return self._slice_by_slice(maps, weights, bias, size)
+        if not is_live and self._runs_in_bands(maps[0]):
+            return self._band_by_band(maps, weights, bias, size)
         total = self._sum(maps, weights, bias, size)
         if norm is not None and is_live:
             total = norm(total)
@@ -182,26 +180,22 @@ class FoldedDecoder(nn.Module):
     ) -> Tensor:
         """Project every stage at its own resolution, resize and add."""
         total: Tensor | None = None
-        for branch, x, weight in zip(self.structure.branches, maps, weights, strict=True):
+        for x, weight, resize in zip(maps, weights, self._resizes(), strict=True):
             # A bias may join before the resize, whose weights sum to one: the first stage takes it.
             y = pointwise(x, weight, bias if total is None else None)  # (B, D, H_i, W_i)
-            if branch.mode is not None and branch.leaf != self.structure.size_leaf:
-                y = F.interpolate(
-                    y,
-                    size=size,
-                    mode=branch.mode,
-                    align_corners=branch.align_corners,
-                    antialias=branch.antialias,
-                )
+            y = y if resize is None else resize(y, size)
             total = y if total is None else total.add_(y)
         assert total is not None
         return total
 
-    def _runs_in_slices(self, x: Tensor) -> bool:
-        """Whether the tail lets slices of channels be computed one after the other."""
+    def _runs_in_bands(self, x: Tensor) -> bool:
+        """Whether the tail lets bands of rows be computed one after the other."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
             return False
-        if torch.is_autocast_enabled("cpu") or not self.structure.tail:
+        if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+            return False
+        # Antialiased resizing of one axis alone is not what torch computes along that axis.
+        if not self.structure.tail or any(b.antialias for b in self.structure.branches):
             return False
         *steps, last = self.structure.tail
         modules = [self.source.get_submodule(step.module) for step in steps if step.module]
@@ -212,38 +206,49 @@ class FoldedDecoder(nn.Module):
             and not any(map(_is_watched, [*modules, self.source.get_submodule(last.module)]))
         )
 
-    def _slice_by_slice(
+    def _band_by_band(
         self,
         maps: Sequence[Tensor],
         weights: Sequence[Tensor],
         bias: Tensor | None,
         size: tuple[int, ...],
     ) -> Tensor:
-        """Compute a slice of channels at a time, and add what the classifier makes of it.
+        """Compute a band of rows at a time, as far as the logits.
 
         Maps of all D channels at the largest resolution would go through main memory several
-        times, in fresh pages each time; slices stay in the cache (docs/performance.md).
+        times, in fresh pages each time; bands stay in the cache (docs/performance.md).
         """
         *steps, last = self.structure.tail
         classifier = self.source.get_submodule(last.module or "")
         matrix, shift = pointwise_weight(classifier), pointwise_bias(classifier)
-        # (B, C_i, H_i, W_i), channels last in memory once for all slices
-        maps = [x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for x in maps]
-        batch, pixels, width = len(maps[0]), size[0] * size[1], len(weights[0])
-        logits = matrix.new_zeros(batch, len(matrix), pixels)
-        if shift is not None:
-            logits += shift[:, None]
-        slice_width = max(64, SLICE // max(1, batch * pixels) // 16 * 16)
-        for start in range(0, width, slice_width):
-            part = slice(start, start + slice_width)
-            total = self._sum(
-                maps, [w[part] for w in weights], None if bias is None else bias[part], size
-            )
-            for step in steps:
-                total = self._run(step, total)
-            tokens = total.permute(0, 2, 3, 1).reshape(batch, pixels, -1)  # (B, H * W, slice)
-            logits.baddbmm_(matrix[:, part].expand(batch, -1, -1), tokens.transpose(1, 2))
-        return logits.view(batch, -1, *size)
+        height, width = size
+        tokens = [x.permute(0, 2, 3, 1).contiguous() for x in maps]  # (B, H_i, W_i, C_i)
+        logits = matrix.new_empty(len(maps[0]), height * width, len(matrix))
+        for instance, out in enumerate(logits):
+            stages = [
+                Stage(x[instance], weight, resize)
+                for x, weight, resize in zip(tokens, weights, self._resizes(), strict=True)
+            ]
+            for top, band in bands_of_sum(stages, bias, height, width):
+                pixels = slice(top * width, (top + len(band)) * width)
+                hidden = band[None].permute(0, 3, 1, 2)  # (1, D, rows, W)
+                for step in steps:
+                    hidden = self._run(step, hidden)
+                flat = hidden.permute(0, 2, 3, 1).reshape(-1, matrix.shape[1])
+                if shift is None:
+                    torch.mm(flat, matrix.t(), out=out[pixels])
+                else:
+                    torch.addmm(shift, flat, matrix.t(), out=out[pixels])
+        return logits.view(len(maps[0]), height, width, -1).permute(0, 3, 1, 2)
+
+    def _resizes(self) -> list[Resize | None]:
+        """Give each branch's resize, None where its map has the size of the sum."""
+        return [
+            None
+            if branch.mode is None or branch.leaf == self.structure.size_leaf
+            else Resize(branch.mode, branch.align_corners, branch.antialias)
+            for branch in self.structure.branches
+        ]
 
     def _run(self, step: Step, x: Tensor) -> Tensor:
         if step.function is not None:

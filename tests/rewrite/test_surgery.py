@@ -3,7 +3,8 @@
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.rewrite import FoldedDecoder, Rewrite, reapply, rewrite, undo
+from dynprune.rewrite import bands as bands_module
 from dynprune.rewrite import folded as folded_module
+from dynprune.rewrite.bands import bands_of_sum
 from dynprune.rewrite.folded import pointwise_as
 
 from .heads import ConvHead, LinearHead, Model, stirred
@@ -252,32 +255,31 @@ def test_a_record_of_another_model_is_refused() -> None:
         reapply(segformer(decoder_hidden_size=48), records)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("projection_bias", [True, False])
-def test_slices_of_channels_add_up_to_the_whole(
-    projection_bias: bool, monkeypatch: pytest.MonkeyPatch
+def test_bands_of_rows_make_up_the_whole(
+    projection_bias: bool, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(2)
     model = model_with(ConvHead(width=150, projection_bias=projection_bias))
     (record,) = rewrite(model, Example((image(),)), FOLD)
     assert record.reason is None
-    x = image(97, 131, seed=1)
-    seen: list[int] = []
+    x = image(97, 131, seed=1, batch=batch)
     expected = undo(copy.deepcopy(model))(x)
-    for elements, slices in ((1 << 21, 1), (1, 3)):  # a slice is at least 64 channels wide
-        monkeypatch.setattr(folded_module, "SLICE", elements)
-        with monkeypatch.context() as patch:
-            patch.setattr(Tensor, "baddbmm_", counted(seen, Tensor.baddbmm_))
-            assert_close(output(model, x), expected)
-        assert len(seen) == slices
-        seen.clear()
+    tops: list[int] = []
 
+    def counted(*args: Any) -> Iterator[tuple[int, Tensor]]:
+        for top, band in bands_of_sum(*args):
+            tops.append(top)
+            yield top, band
 
-def counted(seen: list[int], method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(*args: Tensor) -> Tensor:
-        seen.append(1)
-        return method(*args)
-
-    return call
+    monkeypatch.setattr(folded_module, "bands_of_sum", counted)
+    height = output(model, x).shape[2]
+    for elements, rows in ((1 << 22, height), (1, bands_module.ROWS)):
+        monkeypatch.setattr(bands_module, "BAND", elements)
+        tops.clear()
+        assert_close(output(model, x), expected)
+        assert tops == [*range(0, height, rows)] * batch
 
 
 def test_a_hook_on_the_classifier_sees_every_call() -> None:

@@ -1,0 +1,72 @@
+"""A sum computed in bands is the sum of resized maps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from dynprune.example import Example
+from dynprune.report.executed import executed
+from dynprune.rewrite.bands import Resize, Stage, bands_of_sum, resize_matrix
+
+RESIZES = [
+    Resize("nearest"),
+    Resize("bilinear", align_corners=False),
+    Resize("bilinear", align_corners=True),
+    Resize("bicubic", align_corners=False),
+    Resize("area"),
+]
+
+
+@pytest.mark.parametrize("resize", RESIZES, ids=str)
+@pytest.mark.parametrize(("size", "wanted"), [(5, 17), (16, 128), (9, 4), (1, 7)])
+def test_a_matrix_resizes_one_axis(resize: Resize, size: int, wanted: int) -> None:
+    x = torch.randn(2, 3, size, 6, dtype=torch.float64)
+    matrix, first, last = resize_matrix(resize, size, wanted, x.dtype)
+    expected = resize(x, (wanted, 6))
+    torch.testing.assert_close(torch.einsum("oi,bciw->bcow", matrix, x), expected)
+    for row, start, stop in zip(matrix, first, last, strict=True):
+        assert row[start] != 0
+        assert row[stop - 1] != 0
+        assert not row[:start].any()
+        assert not row[stop:].any()
+
+
+@pytest.mark.parametrize("resize", RESIZES, ids=str)
+@pytest.mark.parametrize("has_whole", [True, False])
+def test_bands_are_the_rows_of_the_sum(resize: Resize, has_whole: bool) -> None:
+    torch.manual_seed(0)
+    height, width, channels = 29, 23, 12
+    sizes = [(15, 12), (4, 3), *([(height, width)] if has_whole else [])]
+    bias = torch.randn(channels)
+    expected = bias[:, None, None].expand(channels, height, width)
+    stages = []
+    for rows, columns in sizes:
+        whole = (rows, columns) == (height, width)
+        x, weight = torch.randn(rows, columns, 5), torch.randn(channels, 5)
+        stages.append(Stage(x, weight, None if whole else resize))
+        y = F.linear(x, weight).permute(2, 0, 1)[None]
+        expected = expected + (y if whole else resize(y, (height, width)))[0]
+    bands = [(top, band.clone()) for top, band in bands_of_sum(stages, bias, height, width)]
+    assert [top for top, _ in bands] == [*range(0, height, len(bands[0][1]))]
+    torch.testing.assert_close(
+        torch.cat([band for _, band in bands]).permute(2, 0, 1), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_resizing_is_no_multiply_add_of_any_counter() -> None:
+    resize = Resize("bilinear", align_corners=False)
+    stages = [
+        Stage(torch.randn(8, 6, 4), torch.randn(16, 4), None),
+        Stage(torch.randn(4, 3, 4), torch.randn(16, 4), resize),
+    ]
+
+    class Sum(torch.nn.Module):
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            return torch.cat([band for _, band in bands_of_sum(stages, None, 8, 6)])
+
+    products = (8 * 6 + 4 * 3) * 4 * 16
+    assert executed(Sum(), Example((torch.zeros(1),))) == products
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        Sum()(torch.zeros(1))
+    assert counter.get_total_flops() == 2 * products
