@@ -40,6 +40,13 @@ def run(
         str | None,
         typer.Option("--data", metavar="DIR", help="Calibrate the gates on some of its pictures."),
     ] = None,
+    drop_dead: Annotated[
+        bool,
+        typer.Option(
+            "--drop-dead",
+            help="First remove hidden neurons that never matter on --data, for good.",
+        ),
+    ] = False,
     split: Split = "train",
     weights: Weights = "pretrained",
     input_size: InputSize = None,
@@ -58,6 +65,10 @@ def run(
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     size = parse_size(input_size) if input_size else None
+    if drop_dead:
+        if data is None:
+            raise UsageError("--drop-dead finds dead neurons by what they do on data; add --data")
+        overrides = [*(overrides or ()), "apply.drop_dead=true"]
     followed = require_recipe(find_recipe(model, recipe, overrides, seed=seed))
     from .output import MODEL_FILES, check_directory
 

@@ -3,7 +3,8 @@
 import copy
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,7 +46,8 @@ from dynprune.recipe.build import (
     picture_arguments,
     training_arguments,
 )
-from dynprune.rewrite import rewrite, undo
+from dynprune.removal import drop_dead
+from dynprune.rewrite import Rewrite, rewrite, undo
 from dynprune.storage import write_model
 
 __all__ = [
@@ -148,7 +150,16 @@ def apply_recipe(
         NoMatchError: where a target matches nothing, or no group at all can be gated.
     """
     model = loaded.module
-    rewrites = rewrite(model, loaded.example, recipe.rewrite)
+    removed: list[Rewrite] = []
+    put_back: Callable[[], None] | None = None
+    if recipe.apply.drop_dead:
+        calibration = list(calibration or ())
+        found = find_groups(model, loaded.example).groups
+        removed, put_back = drop_dead(
+            model, loaded.example, found, calibration, align=recipe.apply.gate.align
+        )
+        logger.info("Removed %d neurons of type III.", sum(len(r.details["dead"]) for r in removed))
+    rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
     try:
         grouping = find_groups(model, loaded.example)
         configs = gate_configs(recipe, grouping.groups)
@@ -175,6 +186,8 @@ def apply_recipe(
         if is_gated(model):
             remove(model)
         undo(model)
+        if put_back is not None:
+            put_back()
         raise
     set_provenance(
         model,

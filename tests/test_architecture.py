@@ -31,6 +31,7 @@ report
 export
 recipe.build
 pipeline
+removal
 api
 demo
 __init__

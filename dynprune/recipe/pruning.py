@@ -81,6 +81,9 @@ class Apply(Section):
     calibration: Calibration = Calibration()
     """What each gate starts from."""
 
+    drop_dead: bool = False
+    """Whether hidden neurons that never matter on the data (type III) are first removed for good."""
+
 
 class Schedule(Section):
     """How the prune ratio grows from 0 to its end over the training steps."""

@@ -20,6 +20,7 @@ __all__ = ["REWRITES", "reapply", "rewrite", "undo"]
 
 
 @dataclass(frozen=True)
+from dynprune.rewrite.narrow import DROP_NEURONS, narrow_again
 class _Kind:
     """The three things that can be done with one kind of rewrite.
 
@@ -73,16 +74,17 @@ def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
         UsageError: a record does not fit the model, which is then untouched.
     """
     made = [record for record in rewrites if record.reason is None]
-    _check_names([record.name for record in made])
+    _check_names([record.name for record in made if record.name != DROP_NEURONS])
     steps = []
     for record in made:
         try:
-            steps.append(REWRITES[record.name].again(model, record))
+            steps.append(again(model, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"the record of rewrite {record.name} does not fit {record.module!r}: {error}"
             ) from error
     for step in steps:
+        again = narrow_again if record.name == DROP_NEURONS else REWRITES[record.name].again
         step()
     return model
 
