@@ -10,6 +10,7 @@ import transformers as hf
 from torch import nn
 
 from dynprune.example import Example
+from dynprune.rewrite import rewrite
 from tests import plain_models as plain
 
 #: (kind, neurons, heads) -> how many such groups.
@@ -26,6 +27,7 @@ class Animal:
         groups: the candidates.
         refused: how many groups are shown with a reason.
         causal: the candidates that must not see the future: "all", "none", or a prefix of names.
+        rewrites: made first, as `dynprune inspect` does.
     """
 
     build: Callable[[], nn.Module]
@@ -33,13 +35,17 @@ class Animal:
     groups: Census
     refused: int = 0
     causal: str = "none"
+    rewrites: tuple[str, ...] = ()
 
     def made(self) -> tuple[nn.Module, Example]:
         """The model in eval mode, and one call, always the same."""
         torch.manual_seed(0)
         model = self.build().eval()
         enliven(model)
-        return model, self.example()
+        example = self.example()
+        for record in rewrite(model, example, self.rewrites):
+            assert record.reason is None, record
+        return model, example
 
 
 def enliven(model: nn.Module) -> None:
@@ -88,6 +94,9 @@ _LLAMA = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+#: Torch's own attention with its packed projections taken apart.
+UNPACKED = ("unpack-attention",)
+
 _BLOCKS: Census = {("qk", 32, 4): 2, ("v", 32, 4): 2, ("ffn", 64, 0): 2}
 
 
@@ -232,6 +241,16 @@ def _torch_encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 2)
 
 
+def _torch_transformer() -> nn.Module:
+    return nn.Transformer(32, 4, 1, 1, 64, batch_first=True)
+
+
+def _torch_transformer_call() -> Example:
+    mask = nn.Transformer.generate_square_subsequent_mask(8)
+    both = {"src": torch.randn(1, 10, 32), "tgt": torch.randn(1, 8, 32)}
+    return Example((), {**both, "tgt_mask": mask, "tgt_is_causal": True})
+
+
 ZOO: dict[str, Animal] = {
     "segformer": Animal(
         _segformer,
@@ -372,8 +391,21 @@ ZOO: dict[str, Animal] = {
     "torch_encoder": Animal(
         _torch_encoder,
         lambda: Example((torch.randn(1, 10, 32),)),
+        _BLOCKS,
+        rewrites=UNPACKED,
+    ),
+    "torch_transformer": Animal(
+        _torch_transformer,
+        _torch_transformer_call,
+        {("qk", 32, 4): 3, ("v", 32, 4): 3, ("ffn", 64, 0): 2},
+        causal="decoder",
+        rewrites=UNPACKED,
+    ),
+    "packed_encoder": Animal(
+        _torch_encoder,
+        lambda: Example((torch.randn(1, 10, 32),)),
         {("ffn", 64, 0): 2},
-        refused=4,  # Packed projections.
+        refused=4,  # Packed projections, not rewritten.
     ),
     "mlp_mixer": Animal(plain.MlpMixer, _image(32), {("ffn", 24, 0): 2, ("ffn", 48, 0): 2}),
     "fused_vit": Animal(plain.FusedViT, _image(32), _BLOCKS),
@@ -386,7 +418,12 @@ ZOO: dict[str, Animal] = {
             **{("ffn", 32, 0): 1, ("ffn", 64, 0): 1},
         },
     ),
-    "mmseg_segformer": Animal(plain.MmSegformer, _image(32), {("ffn", 128, 0): 1}, refused=2),
+    "mmseg_segformer": Animal(
+        plain.MmSegformer,
+        _image(32),
+        {("qk", 32, 2): 1, ("v", 32, 2): 1, ("ffn", 128, 0): 1},
+        rewrites=UNPACKED,
+    ),
     "conv1x1_convnext": Animal(plain.ConvNeXt, _image(32), {("ffn", 64, 0): 2}),
 }
 

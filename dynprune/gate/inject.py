@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError, UsageError
+from dynprune.fastpath import ClosedPath, close_fused_paths, open_fused_paths
 from dynprune.gate.attention import narrow
 from dynprune.gate.carriers import carry
 from dynprune.gate.instances import CallRecorder
@@ -30,12 +31,14 @@ class Attachment:
         originals: the modules that were replaced, by name.
         call: the recorder of each call's instances and padding.
         hook: its handle.
+        closed: torch's fused layers that would read past the gates.
     """
 
     plans: tuple[GroupPlan, ...]
     originals: dict[str, nn.Module] = field(default_factory=dict)
     call: CallRecorder = field(default_factory=CallRecorder)
     hook: RemovableHandle | None = None
+    closed: tuple[ClosedPath, ...] = ()
 
 
 def is_gated(model: nn.Module) -> bool:
@@ -96,6 +99,7 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
         _replace(model, old, new)
         if isinstance(new, DynamicLinear) and new.reads and new.layout != "transposed":
             _store_by_column(new.weight)
+    record.closed = close_fused_paths(model, replacements.values())
     record.hook = model.register_forward_pre_hook(record.call, with_kwargs=True)
     setattr(model, ATTRIBUTE, record)
     by_name = gates(model)
@@ -122,6 +126,7 @@ def remove(model: nn.Module) -> nn.Module:
             parameter.data = parameter.data.contiguous()
         old.train(new.training)
         _replace(model, new, old)
+    open_fused_paths(record.closed)
     if record.hook is not None:
         record.hook.remove()
     delattr(model, ATTRIBUTE)

@@ -46,8 +46,21 @@ class CallRecorder:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
         if tensors:
             self.instances = tensors[0].shape[0]
-        masks = [v for k, v in kwargs.items() if "mask" in k and isinstance(v, Tensor)]
-        self.real = next((m for m in masks if m.dim() == 2 and not m.is_floating_point()), None)
+        masks = [_real(k, v) for k, v in kwargs.items() if "mask" in k and isinstance(v, Tensor)]
+        self.real = next((mask for mask in masks if mask is not None), None)
+
+
+def _real(name: str, mask: Tensor) -> Tensor | None:
+    """Read a mask of a call: (B, T), true at tokens that are not padding; None for other masks.
+
+    In transformers a mask marks the tokens that count. In torch's own modules a padding mask marks,
+    or shifts by minus infinity, those that do not.
+    """
+    if mask.dim() != 2:
+        return None
+    if "padding_mask" in name:
+        return mask == 0
+    return None if mask.is_floating_point() else mask
 
 
 def to_instances(x: Tensor, instances: int, layout: InstanceLayout) -> Tensor:

@@ -63,12 +63,19 @@ def _sequences(example: Example) -> Iterator[tuple[int, int]]:
 def _unmasked(example: Example) -> Example:
     """An example without padding, which would hide tokens as a causal mask does."""
 
-    def fill(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() > 1 and not leaf.is_floating_point():
-            return torch.ones_like(leaf) if int(leaf.max()) == 1 else leaf
+    def fill(path: tuple[Any, ...], leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() < 2:
+            return leaf
+        name = str(path[-1])
+        if "padding_mask" in name:  # torch's own: zero stands for a token that counts
+            return torch.zeros_like(leaf)
+        if leaf.dtype == torch.bool:
+            return torch.ones_like(leaf) if "attention_mask" in name else leaf
+        if not leaf.is_floating_point() and int(leaf.max()) == 1:
+            return torch.ones_like(leaf)
         return leaf
 
-    return Example(*pytree.tree_map(fill, (example.args, dict(example.kwargs))))
+    return Example(*pytree.tree_map_with_path(fill, (example.args, dict(example.kwargs))))
 
 
 def _changed(example: Example, place: int, axis: int, late: bool) -> Example:

@@ -120,7 +120,7 @@ class Recipe(Section):
     model: Model
     """Which model."""
 
-    rewrite: tuple[Literal["fold-decoder", "channels-last"], ...] = ()
+    rewrite: tuple[Literal["fold-decoder", "channels-last", "unpack-attention"], ...] = ()
     """Lossless rewrites, in order."""
 
     apply: Apply

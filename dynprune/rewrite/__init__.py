@@ -3,5 +3,14 @@
 from dynprune.rewrite.folded import FoldedDecoder
 from dynprune.rewrite.record import Rewrite
 from dynprune.rewrite.surgery import REWRITES, reapply, rewrite, undo
+from dynprune.rewrite.unpacked import UnpackedAttention
 
-__all__ = ["REWRITES", "FoldedDecoder", "Rewrite", "reapply", "rewrite", "undo"]
+__all__ = [
+    "REWRITES",
+    "FoldedDecoder",
+    "Rewrite",
+    "UnpackedAttention",
+    "reapply",
+    "rewrite",
+    "undo",
+]

@@ -7,6 +7,12 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.rewrite.attention import (
+    UNPACK_ATTENTION,
+    pack_attention,
+    unpack_again,
+    unpack_attention,
+)
 from dynprune.rewrite.decoder import FOLD_DECODER, fold_decoders, refold, unfold_decoders
 from dynprune.rewrite.memory import (
     CHANNELS_LAST,
@@ -38,6 +44,7 @@ class _Kind:
 REWRITES: Mapping[str, _Kind] = {
     FOLD_DECODER: _Kind(fold_decoders, refold, unfold_decoders),
     CHANNELS_LAST: _Kind(lay_out_channels_last, lay_out_again, lay_out_plain),
+    UNPACK_ATTENTION: _Kind(unpack_attention, unpack_again, pack_attention),
 }
 """Every lossless rewrite by its name in a recipe."""
 
