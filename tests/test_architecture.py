@@ -30,8 +30,8 @@ distill
 report
 export
 recipe.build
-pipeline
 removal
+pipeline
 api
 demo
 __init__

@@ -20,13 +20,13 @@ from dynprune.rewrite.memory import (
     lay_out_channels_last,
     lay_out_plain,
 )
+from dynprune.rewrite.narrow import DROP_NEURONS, narrow_again
 from dynprune.rewrite.record import Rewrite
 
 __all__ = ["REWRITES", "reapply", "rewrite", "undo"]
 
 
 @dataclass(frozen=True)
-from dynprune.rewrite.narrow import DROP_NEURONS, narrow_again
 class _Kind:
     """The three things that can be done with one kind of rewrite.
 
@@ -84,6 +84,7 @@ def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
     _check_names([record.name for record in made if record.name != DROP_NEURONS])
     steps = []
     for record in made:
+        again = narrow_again if record.name == DROP_NEURONS else REWRITES[record.name].again
         try:
             steps.append(again(model, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -91,7 +92,6 @@ def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
                 f"the record of rewrite {record.name} does not fit {record.module!r}: {error}"
             ) from error
     for step in steps:
-        again = narrow_again if record.name == DROP_NEURONS else REWRITES[record.name].again
         step()
     return model
 
