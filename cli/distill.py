@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dynprune.distill import Record
 
 # What a run writes into its directory besides the model, and so what --overwrite may remove.
-RUN_FILES = ("checkpoints", "metrics.jsonl", "report", "tensorboard", ".lock")
+RUN_FILES = ("checkpoints", "metrics.jsonl", "report", "tensorboard", ".lock", ".model.tmp")
 
 
 def run(
@@ -100,7 +100,7 @@ def run(
         loaded, followed, calibration=pipeline.calibration_calls(training, followed)
     )
     if first:
-        _begin(target, followed, overwrite=overwrite and not resume)
+        _begin(target, followed, overwrite=overwrite, resume=resume)
     records = pipeline.distill(
         student,
         dense,
@@ -157,12 +157,14 @@ def _check_run(directory: Path, *, resume: bool, overwrite: bool) -> None:
     check_directory(directory, (*MODEL_FILES, *RUN_FILES), overwrite=overwrite, resume=resume)
 
 
-def _begin(directory: Path, recipe: Recipe, *, overwrite: bool) -> None:
+def _begin(directory: Path, recipe: Recipe, *, overwrite: bool, resume: bool) -> None:
     """Make the run's directory, with the recipe that it follows in it."""
     from .output import MODEL_FILES, begin_directory
 
-    begin_directory(directory, (*MODEL_FILES, *RUN_FILES), overwrite=overwrite)
-    try:
-        (directory / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write into {directory}: {error.strerror or error}") from error
+    begin_directory(
+        directory,
+        (*MODEL_FILES, *RUN_FILES),
+        overwrite=overwrite,
+        resume=resume,
+        files={"recipe.yaml": dump_recipe(recipe)},
+    )

@@ -21,6 +21,10 @@ _TYPERS_OWN: tuple[type[BaseException], ...] = (
 )
 
 
+_OUT_OF_MEMORY = "out of memory; use a smaller input, batch or model"
+_TORCHS_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+
+
 class _Boundary(TyperGroup):
     """Turn whatever a command raises into one message on stderr and an exit code."""
 
@@ -36,10 +40,12 @@ class _Boundary(TyperGroup):
         except BrokenPipeError as error:
             raise typer.Exit(0) from error
         except MemoryError as error:
-            raise _exit("out of memory; use a smaller input, batch or model", 4) from error
+            raise _exit(_OUT_OF_MEMORY, 4) from error
         except OSError as error:
             raise _exit(_explain(error), 4) from error
         except Exception as error:
+            if any(words in str(error) for words in _TORCHS_OUT_OF_MEMORY):
+                raise _exit(_OUT_OF_MEMORY, 4) from error
             raise _exit(
                 f"{type(error).__name__}: {error}\nThis is a bug in dynprune, or in the model's "
                 "own code. Run the command again with -v to see where.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dynprune.errors import DynpruneError, OutputError
 
-__all__ = ["check_output", "written_directory"]
+__all__ = ["check_output", "write_file", "written_directory"]
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
@@ -67,6 +67,24 @@ def written_directory(directory: Path, *, overwrite: bool = False) -> Iterator[P
         raise OutputError(f"Writing {directory} failed: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file at one stroke: a reader sees the whole of it, or what was there before.
+
+    Raises:
+        OutputError: where it cannot be written; what was there stays.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        _flush(beside)
+        beside.replace(path)
+        _flush(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _swap(new: Path, place: Path) -> None:

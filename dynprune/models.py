@@ -135,7 +135,11 @@ def load_model(
 
 
 def build(
-    source: ModelSource, *, factory: Callable[[], nn.Module] | str | None = None, seed: int = 0
+    source: ModelSource,
+    *,
+    factory: Callable[[], nn.Module] | str | None = None,
+    seed: int = 0,
+    most: int | None = None,
 ) -> nn.Module:
     """Build an architecture without weights; torch's random state is left as it was.
 
@@ -146,6 +150,8 @@ def build(
         source: what to build.
         factory: the function, or its ``module:function`` as the user typed it.
         seed: of the fresh parameters.
+        most: parameters that a configuration may ask for; by default as many as this machine's
+            memory holds. A factory of the user's own is not bounded.
 
     Raises:
         InputError: if the source cannot be built, or needs a factory and none was given.
@@ -153,7 +159,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source.kind == "transformers":
-            return build_architecture(source.architecture or "", source.config or {})
+            return build_architecture(source.architecture or "", source.config or {}, most=most)
         if factory is None:
             raise InputError(
                 f"this model was made by {source.factory}, and code that a file names is never "

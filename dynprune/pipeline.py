@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from dynprune.data import (
@@ -22,7 +22,7 @@ from dynprune.data import (
 from dynprune.distill import is_first_process
 from dynprune.distill.journal import Record
 from dynprune.distill.trainer import train
-from dynprune.errors import NoMatchError
+from dynprune.errors import DynpruneError, NoMatchError, OutputError
 from dynprune.evaluate import evaluate
 from dynprune.example import Example
 from dynprune.gate import (
@@ -321,9 +321,18 @@ def distill(
 
 def write_into(model: nn.Module, directory: Path) -> None:
     """Write a model's files into a directory that holds other things, each file at one stroke."""
-    with TemporaryDirectory(prefix=".model-", dir=directory) as beside:
-        write_model(model, Path(beside))
-        for path in sorted(Path(beside).iterdir()):
+    beside = directory / ".model.tmp"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed here
+        beside.mkdir()
+        write_model(model, beside)
+        for path in sorted(beside.iterdir()):
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
             path.replace(directory / path.name)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, DynpruneError):
+            raise
+        raise OutputError(f"cannot write the model into {directory}: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -4,6 +4,7 @@ Weights come from safetensors alone: nothing is unpickled, no code of a checkpoi
 checkpoint from which a weight is missing is refused rather than filled with random numbers.
 """
 
+import copy
 import json
 import logging
 import socket
@@ -17,6 +18,13 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
+from dynprune.declared import (
+    Header,
+    check_architecture,
+    check_numbers,
+    machine_elements,
+    read_header,
+)
 from dynprune.errors import InputError
 from dynprune.files import written_directory
 
@@ -30,9 +38,13 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHOWN = 5
+_LONGEST = 300  # characters of a third party's message
+_MOST_BYTES = 16 << 20  # of a configuration
+_SLACK = 1 << 20  # parameters that an architecture may have and its file need not hold
 
 
 def load_pretrained(name: str) -> nn.Module:
@@ -46,13 +58,14 @@ def load_pretrained(name: str) -> nn.Module:
 
     Raises:
         InputError: if the configuration or a weight is missing, damaged or of the wrong shape,
-            or the hub cannot be reached.
+            declares more than the weights' files hold, or the hub cannot be reached.
     """
-    local = Path(name).is_dir()
-    if local:
-        _check_weights(Path(name))
+    headers = _check_weights(Path(name)) if Path(name).is_dir() else []
     config = _configuration(name)
     architecture = _class_of(config, name)
+    if headers:
+        held = sum(header.elements for header in headers)
+        _check_size(name, architecture, config, held + _SLACK, "its weights' file")
 
     def read(*, online: bool) -> Any:
         return architecture.from_pretrained(
@@ -89,15 +102,19 @@ def configuration_of(model: nn.Module) -> dict[str, Any] | None:
     return {**_plain(model.config), "architectures": [type(model).__name__]}
 
 
-def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Module:
+def build_architecture(
+    architecture: str, config: Mapping[str, Any], *, most: int | None = None
+) -> nn.Module:
     """Build a transformers model without weights: parameters are as freshly initialised.
 
     Args:
         architecture: name of a model class of the transformers library.
         config: its configuration, ``model_type`` among it.
+        most: parameters that are believed; by default as many as this machine's memory holds.
 
     Raises:
-        InputError: if there is no such class or model type, or the configuration is not valid.
+        InputError: if there is no such class or model type, or the configuration is not valid or
+            asks for more parameters than ``most``.
     """
     import transformers
 
@@ -107,10 +124,14 @@ def build_architecture(architecture: str, config: Mapping[str, Any]) -> nn.Modul
             f"model_type={kind!r} is none of transformers {transformers.__version__}'s model types"
         )
     named = {**config, "architectures": [architecture]}
+    check_numbers(config, where=f"the configuration of {architecture}")
     try:
         with _quiet():
             parsed = transformers.CONFIG_MAPPING[kind].from_dict(named)
-            model: nn.Module = _class_of(parsed, architecture)(parsed)
+            found = _class_of(parsed, architecture)
+            limit = "this machine's memory" if most is None else "its weights' file"
+            _check_size(architecture, found, parsed, most or machine_elements(), limit)
+            model: nn.Module = found(parsed)
     except InputError:
         raise
     except Exception as error:  # every configuration class has its own checks
@@ -132,11 +153,23 @@ def write_pretrained(model: nn.Module, directory: Path, *, overwrite: bool = Fal
             path.chmod(0o644)  # safetensors keeps its files from everyone else
 
 
+def _check_size(name: str, architecture: Any, config: Any, most: int, limit: str) -> None:
+    try:
+        check_architecture(lambda: architecture(copy.deepcopy(config)), most, limit)
+    except InputError as error:
+        raise InputError(f"the configuration of {name} is not believed: {error}") from error
+
+
 def _configuration(name: str) -> Any:
     import transformers
 
+    if (Path(name) / _CONFIG).is_file():
+        _check_configuration(Path(name) / _CONFIG)
+
     def read(*, online: bool) -> Any:
-        return transformers.AutoConfig.from_pretrained(name, local_files_only=not online)
+        return transformers.AutoConfig.from_pretrained(
+            name, local_files_only=not online, trust_remote_code=False
+        )
 
     return _read(name, read, "configuration")
 
@@ -197,18 +230,31 @@ def _class_of(config: Any, name: str) -> Any:
     return found
 
 
-def _check_weights(directory: Path) -> None:
-    """Check that every safetensors file of a directory is there and whole, by its header."""
-    from safetensors import SafetensorError, safe_open
+def _check_configuration(path: Path) -> None:
+    """Check a configuration's size and numbers, before transformers builds anything from it."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path} is larger than any configuration")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the configuration of {path.parent} cannot be read: {_first(error)}"
+        ) from error
+    check_numbers(values, where=str(path))
 
-    if not (directory / "config.json").is_file():
+
+def _check_weights(directory: Path) -> list[Header]:
+    """Check that every safetensors file of a directory is there and whole, by its header."""
+    if not (directory / _CONFIG).is_file():
         raise InputError(f"{directory} is no model's directory: it holds no config.json")
     if (directory / _INDEX).is_file():
         try:
             shards = json.loads((directory / _INDEX).read_text("utf-8"))["weight_map"].values()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{directory / _INDEX} is no index of weights: {error}") from error
-        files = sorted({directory / shard for shard in shards})
+        files = sorted({_beside(directory, str(shard)) for shard in shards})
     else:
         files = [directory / _WEIGHTS]
     for path in files:
@@ -220,13 +266,16 @@ def _check_weights(directory: Path) -> None:
                 else "add the file, or build random weights with --weights random"
             )
             raise InputError(f"weights missing: {path} does not exist; {advice}")
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} is truncated or no safetensors file ({_first(error)}); copy it again"
-            ) from error
+    return [read_header(path) for path in files]
+
+
+def _beside(directory: Path, shard: str) -> Path:
+    """Give the path of a shard; an index names files of its own directory alone."""
+    if Path(shard).name != shard:
+        raise InputError(
+            f"{directory / _INDEX} names {shard[:80]!r}, a file outside of {directory}"
+        )
+    return directory / shard
 
 
 def _check_report(name: str, architecture: str, report: Mapping[str, Any]) -> None:
@@ -254,7 +303,7 @@ def _plain(config: Any) -> dict[str, Any]:
 def _first(error: Exception) -> str:
     """Give the part of a third party's message that fits in ours: its first two lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
+    return " ".join(lines[:2])[:_LONGEST] or type(error).__name__
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
+from dynprune.declared import check_numbers, first_line, read_header
 from dynprune.errors import DynpruneError, InputError, OutputError
 from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
@@ -27,6 +28,8 @@ __all__ = ["environment", "load", "save", "write_model"]
 SCHEMA = "dynprune/1"
 WEIGHTS = "model.safetensors"
 MOST_BYTES = 64 << 20  # of a manifest
+_LEAST_WIDEST = 1024
+_SLACK = 1 << 20  # parameters that an architecture may have and its rewritten form need not
 
 
 def save(
@@ -107,23 +110,37 @@ def load(
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    header = read_header(directory / WEIGHTS)
     try:
         provenance = _read_provenance(manifest, directory)
+        # No group is larger than the largest tensor in which its neurons' weights lie.
+        widest = max(header.widest, _LEAST_WIDEST)
+        check_numbers(manifest["groups"], where="a group", most=widest)
         plans = [GroupPlan.from_json(record) for record in manifest["groups"]]
         ratios = {str(name): float(r) for name, r in manifest["prune_ratios"].items()}
         dtype = getattr(torch, str(manifest["dtype"]))
-        model = build(provenance.source, factory=factory).to(dtype)
+        most = 4 * header.elements + _SLACK
+        model = build(provenance.source, factory=factory, most=most).to(dtype)
         reapply(model, provenance.rewrites)
         if plans:
             inject(model, plans)
             for name, ratio in ratios.items():
                 gates(model)[name].set_prune_ratio(ratio)
-    except InputError:
-        raise
-    except (DynpruneError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except InputError as error:
+        raise InputError(f"{directory / MANIFEST}: {error}") from error
+    except (
+        DynpruneError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(
             f"{directory / MANIFEST} does not describe a model that can be built: "
-            f"{type(error).__name__}: {error}. Write it again with dynprune apply."
+            f"{type(error).__name__}: {first_line(error)}. Write it again with dynprune apply."
         ) from error
     _load_weights(model, directory / WEIGHTS)
     set_provenance(model, provenance)
@@ -147,7 +164,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise InputError(f"Cannot read {path}: {error}.") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(f"{path} has schema {found!r}; this dynprune reads {SCHEMA!r}.")
+        raise InputError(f"{path} has schema {repr(found)[:40]}; this dynprune reads {SCHEMA!r}.")
     return manifest
 
 
@@ -190,8 +207,6 @@ def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"{path} is missing; the directory is not complete.")
     try:
         load_weights(model, str(path))
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:

@@ -20,6 +20,7 @@ penalty
 recipe recipes
 files
 inputs
+declared
 pretrained
 models provenance storage
 logits

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dynprune.data.whole import missing_pixels
 from dynprune.errors import InputError, OutputError
 
 __all__ = ["MAX_PIXELS", "read_label", "read_picture", "write_label", "write_picture"]
@@ -59,6 +60,8 @@ def _decode(path: Path, take: Callable[[Image.Image], _Pixels]) -> Tensor:
                 raise InputError(_too_large(path, f"it claims to hold {width}x{height} pixels"))
             try:
                 picture.load()
+                if missing := missing_pixels(path, picture):
+                    raise InputError(f"{path} is truncated: {missing}; copy it again, or remove it")
                 return torch.from_numpy(take(picture))
             except InputError:
                 raise

@@ -59,14 +59,16 @@ class Channels:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Channels":
         """Read what `to_json` gave."""
-        neurons = int(record["neurons"])
+        neurons, size = int(record["neurons"]), int(record["size"])
+        if not 0 < neurons * len(record["index"]) <= size:
+            raise ValueError(f"{len(record['index'])} x {neurons} positions on an axis of {size}")
         columns = [
             torch.arange(column, column + neurons)
             if isinstance(column, int)
             else torch.tensor(column, dtype=torch.int64)
             for column in record["index"]
         ]
-        return cls(record["module"], torch.stack(columns, 1), int(record["size"]))
+        return cls(record["module"], torch.stack(columns, 1), size)
 
 
 @dataclass(frozen=True, eq=False)

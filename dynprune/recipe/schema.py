@@ -1,5 +1,6 @@
 """What a recipe may say, as a whole: one frozen model a section, a sentence and a unit a field."""
 
+from math import prod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validator
@@ -11,6 +12,10 @@ from dynprune.recipe.training import LearningRate, Optimizer, Penalty, Runtime, 
 __all__ = ["SCHEMA", "Data", "Model", "Recipe", "Text"]
 
 SCHEMA = "dynprune/1"
+
+
+_Deviation = Annotated[float, Field(ge=1e-3, le=1e3)]
+_MOST_VALUES = 2**28  # of one call's input; 8192 x 8192 pixels in colour are fewer
 
 
 class Model(Section):
@@ -40,6 +45,8 @@ class Model(Section):
             raise ValueError("config must name its model_type, such as model_type: segformer")
         if (self.config is None) != (self.architecture is None):
             raise ValueError("config and architecture go together: give both or neither")
+        if self.input is not None and prod(self.input) > _MOST_VALUES:
+            raise ValueError(f"input {list(self.input)} holds more than {_MOST_VALUES} values")
         if self.source == "factory" and self.factory is None:
             raise ValueError("source: factory needs factory: module:function")
         if self.source == "transformers" and self.factory is not None:
@@ -71,10 +78,10 @@ class Data(Section):
     class_weights: Literal["inverse-root"] | tuple[PositiveFloat, ...] | None = None
     """Weight of each class in `ce` (factor); `inverse-root` of its share of the training pixels."""
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[Fraction, Fraction, Fraction] = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channels (fraction of full brightness)."""
 
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    std: tuple[_Deviation, _Deviation, _Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation of the channels (fraction of full brightness)."""
 
     window: Size | None = None

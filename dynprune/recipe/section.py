@@ -7,6 +7,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 __all__ = ["Fraction", "ModulePattern", "Name", "Pattern", "Section", "Share", "Size"]
 
+_MOST_REPEATS = 4
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Size = Annotated[tuple[PositiveInt, PositiveInt], "(height, width)"]
@@ -22,7 +24,37 @@ def _check_pattern(text: str) -> str:
             re.compile(text[3:])
         except re.error as error:
             raise ValueError(f"is not a regular expression: {error}") from None
+        if _may_not_end(text[3:]):
+            raise ValueError(
+                "may take for ever to match: it repeats a group that repeats or chooses, or holds "
+                f"more than {_MOST_REPEATS} of * + {{}}; write it plainer"
+            )
     return text
+
+
+def _may_not_end(expression: str) -> bool:
+    """Whether the time that an expression takes may grow faster than a name's length to the 4th.
+
+    It does where a repeated group holds another repeat or a choice; else each repeat adds a power.
+    """
+    repeats = 0
+    inside = [False]  # whether the group, and each around it, repeats or chooses something
+    plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "x", expression)
+    for position, letter in enumerate(plain):
+        repeated = plain[position + 1 : position + 2] in ("*", "+", "{")
+        if letter == "(":
+            inside.append(False)
+        elif letter == ")" and len(inside) > 1:
+            if inside.pop():
+                if repeated:
+                    return True
+                inside[-1] = True
+        elif letter in "*+{":
+            repeats += 1
+            inside[-1] = True
+        elif letter == "|" or (letter == "?" and plain[position - 1 : position] != "("):
+            inside[-1] = True
+    return repeats > _MOST_REPEATS
 
 
 Pattern = Annotated[str, Field(max_length=500), AfterValidator(_check_pattern)]

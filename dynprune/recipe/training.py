@@ -128,7 +128,7 @@ class LearningRate(Section):
 class Runtime(Section):
     """How the run is executed, reported and saved."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of weights, data order and augmentation."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -170,7 +170,7 @@ class Runtime(Section):
     keep_checkpoints: PositiveInt = 2
     """Checkpoints kept beside the best one (count)."""
 
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; null for PyTorch's choice."""
 
     gradient_checkpointing: bool = False
