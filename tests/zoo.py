@@ -37,12 +37,16 @@ class Animal:
     causal: str = "none"
     rewrites: tuple[str, ...] = ()
 
-    def made(self) -> tuple[nn.Module, Example]:
-        """The model in eval mode, and one call, always the same."""
+    def published(self) -> nn.Module:
+        """The model in eval mode, before any rewrite, always the same."""
         torch.manual_seed(0)
         model = self.build().eval()
         enliven(model)
-        example = self.example()
+        return model
+
+    def made(self) -> tuple[nn.Module, Example]:
+        """The model in eval mode, and one call, always the same."""
+        model, example = self.published(), self.example()
         for record in rewrite(model, example, self.rewrites):
             assert record.reason is None, record
         return model, example

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from dynprune.errors import GateError
 from dynprune.example import Example
 from dynprune.gate.carriers import carry
 from dynprune.gate.inject import Attachment, inject, remove
+from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import GateConfig, NeuronGate
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.probe import Probe, probe, small_example
-from dynprune.gate.verify import verify
+from dynprune.gate.verify import close, verify
 from dynprune.graph.neurons import NeuronGroup
 from dynprune.modes import at_inference
 
@@ -91,6 +93,8 @@ def _first_plan(
         return plan.refused(ignored)
     if group.causal and not allow_causal:
         return plan.refused("a causal model's gate would see tokens of the future")
+    if (fault := _fault(model, group)) is not None:
+        return plan.refused(fault)
     layout = seen.layouts.get(group.name, "its module did not run on the example")
     if isinstance(layout, str):
         return plan.refused(layout)
@@ -109,3 +113,27 @@ def _first_plan(
         except GateError as error:
             return replace(plan, mode="scatter", reason=str(error).rstrip("."))
     return plan
+
+
+def _fault(model: nn.Module, group: NeuronGroup) -> str | None:
+    """Say which layer of a group cannot be replaced by one that has its weight alone, or None.
+
+    Each runs on random numbers beside what would take its place.
+    """
+    made = {channels.module for channels in group.producers}
+    if both := [c.module for c in group.consumers if c.module in made]:
+        return f"{both[0]} both makes and reads these neurons"
+    for channels in (*group.producers, *group.consumers):
+        name = channels.module
+        try:
+            module = model.get_submodule(name)
+            plain = DynamicLinear.from_module(module)
+            maps = plain.weight.dim() - 2
+            shape = (2, plain.in_features, *[3] * maps) if maps else (2, 3, plain.in_features)
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(shape, generator=generator).to(plain.weight)
+            if not close([module(x)], [plain(x)]):
+                return f"{name} computes something else than its weight and bias say"
+        except Exception as failure:  # a foreign layer fails in its own words
+            return f"{name} is no linear layer: {failure}".split("\n")[0].rstrip(".")
+    return None

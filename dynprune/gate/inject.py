@@ -162,9 +162,8 @@ def _build(
         )
         gate.call = call
         gate.train(owner.training)
-        if group.kind in owner.gates:
-            raise GateError(f"{owner} would own two {group.kind} gates.")
-        owner.gates[group.kind] = gate
+        again = f"_{len(owner.gates)}" if group.kind in owner.gates else ""
+        owner.gates[group.kind + again] = gate
         for position, channels in enumerate(group.producers):
             last = position == len(group.producers) - 1
             index = None if channels.is_whole else channels.index

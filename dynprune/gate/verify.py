@@ -18,7 +18,7 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import Execution
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
 
-__all__ = ["tensors_of", "verify"]
+__all__ = ["close", "tensors_of", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +266,7 @@ class _Trial:
             except Exception as error:  # host code fails in its own ways on narrow tensors
                 reason = reason or f"narrow heads break its code: {_line(error)}"
                 continue
-            if _close(result, reference):
+            if close(result, reference):
                 return heads, ""
             reason = reason or "its code does not follow narrow neurons"
         return None, reason
@@ -303,7 +303,7 @@ class _Trial:
 
     def _agrees(self, run: Callable[[], list[Tensor]], reference: list[Tensor]) -> bool:
         try:
-            return _close(run(), reference)
+            return close(run(), reference)
         except Exception as error:  # host code fails in its own ways on narrow tensors
             logger.debug("A trial failed: %s", error)
             return False
@@ -316,7 +316,8 @@ def tensors_of(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _close(result: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
+def close(result: Sequence[Tensor], reference: Sequence[Tensor]) -> bool:
+    """Whether two results of a model are equal but for the rounding of their type."""
     if len(result) != len(reference) or not reference:
         return False
     for got, want in zip(result, reference, strict=True):

@@ -165,7 +165,8 @@ def test_all_errors_are_reported_at_once_each_with_its_key():
         ("model={input: [1, 3], architecture: X, config: {}}", "model: config must name its .*"),
         (
             "rewrite=[fold]",
-            "rewrite[0]: input should be 'fold-decoder', 'channels-last' or 'unpack-attention', found \"fold\"",
+            "rewrite[0]: input should be 'fold-decoder', 'channels-last' or 'unpack-attention',"
+            ' found "fold"',
         ),
     ],
 )
