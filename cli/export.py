@@ -36,6 +36,10 @@ def run(
         str,
         typer.Option("--precision", metavar="fp32|fp16|bf16", help="Of weights, or of arithmetic."),
     ] = "fp32",
+    fixed_size: Annotated[
+        bool,
+        typer.Option("--fixed-size", help="Take the example's size alone, which is faster."),
+    ] = False,
     recipe: RecipeName = None,
     overrides: Overrides = None,
     weights: Weights = "pretrained",
@@ -49,8 +53,8 @@ def run(
     """Write a model as ONNX or OpenVINO; it is kept only if the engine computes the same.
 
     A gated MODEL stays dynamic in the file: every input picks its own neurons. Batch and picture
-    size stay open. A dense MODEL is gated first where --recipe is given, else it is written as it
-    is.
+    size stay open, unless --fixed-size is given. A dense MODEL is gated first where --recipe is
+    given, else it is written as it is.
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     if engine not in PRECISIONS:
@@ -67,7 +71,12 @@ def run(
     if followed is not None and not is_gated(loaded.module):
         apply_recipe(loaded, followed)
     exported: Any = _writer(engine)(
-        loaded.module, loaded.example, Path(output), precision=precision, overwrite=overwrite
+        loaded.module,
+        loaded.example,
+        Path(output),
+        precision=precision,
+        fixed_size=fixed_size,
+        overwrite=overwrite,
     )
     record = exported.to_json()
     shapes = ", ".join("x".join(map(str, shape)) for shape in record["checked"])

@@ -21,7 +21,7 @@ from dynprune.report.macs import without_gates
 from dynprune.rewrite import undo
 from dynprune.rewrite.folded import PointwiseForm
 
-__all__ = ["ENGINES", "latency_report", "runner"]
+__all__ = ["ENGINES", "latency_report"]
 
 EngineName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino", "openvino-bf16")
@@ -43,25 +43,9 @@ class _Subject:
 
         path = self.directory / f"{id(self.model)}-{pointwise}.onnx"
         if not path.exists():
-            onnx.save(onnx_model(self.model, self.example, pointwise=pointwise)[0], path)
+            proto, _ = onnx_model(self.model, self.example, pointwise=pointwise, fixed_size=True)
+            onnx.save(proto, path)
         return path
-
-
-def runner(engine: str, model: nn.Module, example: Example, *, threads: int = 0) -> Run:
-    """Load a model into an engine, ready to run its example.
-
-    Args:
-        engine: one of `ENGINES`.
-        model: any form of a model.
-        example: the call.
-        threads: of one inference; 0 takes torch's number.
-
-    Raises:
-        UsageError: the engine is unknown.
-    """
-    _check([engine])
-    with tempfile.TemporaryDirectory() as scratch:
-        return _RUNNERS[engine](_Subject(model, example, Path(scratch)), threads or _threads())
 
 
 def latency_report(
@@ -74,6 +58,8 @@ def latency_report(
     threads: int = 0,
 ) -> LatencyReport:
     """Time the dense, rewritten and pruned forms of a model in one interleaved series.
+
+    Files are made for the example's size, as for a camera: engines plan better for a known size.
 
     Args:
         model: gated or not, rewritten or not; left as it is.
@@ -102,7 +88,10 @@ def latency_report(
             for engine in engines:
                 ready = _Subject(subject, example, directory)
                 timed[f"{engine}/{form}"] = _RUNNERS[engine](ready, threads)
-        times = interleaved(timed, repeats=runs, warmup=warmup)
+        for subject in forms.values():
+            stack.enter_context(compact(subject))
+        with torch.inference_mode():
+            times = interleaved(timed, repeats=runs, warmup=warmup)
     return LatencyReport(
         device=platform.processor() or platform.machine() or "cpu",
         threads=threads,
@@ -115,14 +104,8 @@ def latency_report(
     )
 
 
-def _torch_runner(subject: _Subject, threads: int) -> Run:
-    model, example = subject.model, subject.example
-
-    def run() -> None:
-        with compact(model), _torch_threads(threads):
-            example.run(model)
-
-    return run
+def _torch_runner(subject: _Subject, _: int) -> Run:
+    return lambda: subject.example.run(subject.model)
 
 
 def _onnxruntime_runner(subject: _Subject, threads: int) -> Run:

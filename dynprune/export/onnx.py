@@ -71,6 +71,7 @@ def export_onnx(
     path: Path,
     *,
     precision: OnnxPrecision = "fp32",
+    fixed_size: bool = False,
     overwrite: bool = False,
 ) -> Export:
     """Write a model as ONNX; the file is kept only if onnxruntime computes the same with it.
@@ -80,6 +81,7 @@ def export_onnx(
         example: a call of it.
         path: of the file.
         precision: ``fp16`` stores weights in half precision; arithmetic stays in float32.
+        fixed_size: take inputs of the example's size alone.
         overwrite: whether the file may be there already.
 
     Raises:
@@ -87,9 +89,9 @@ def export_onnx(
         UsageError: the model cannot be traced.
     """
     with kept_file(path, overwrite=overwrite) as place:
-        proto, traced = onnx_model(model, example, pointwise="linear")
+        proto, traced = onnx_model(model, example, pointwise="linear", fixed_size=fixed_size)
         onnx.save(halved(proto) if precision == "fp16" else proto, place)
-        calls = check_calls(example, [_open_batch(shape) for shape in traced.shapes])
+        calls = check_calls(example, traced.file_shapes)
         error = largest_difference(
             model,
             onnx_runner(place),
@@ -101,23 +103,24 @@ def export_onnx(
         path,
         "onnx",
         precision,
-        {n: _open_batch(s) for n, s in zip(traced.names, traced.shapes, strict=True)},
+        dict(zip(traced.names, traced.file_shapes, strict=True)),
         tuple(tuple(call.tensors[0].shape) for call in calls),
         error,
     )
 
 
 def onnx_model(
-    model: nn.Module, example: Example, *, pointwise: PointwiseForm
+    model: nn.Module, example: Example, *, pointwise: PointwiseForm, fixed_size: bool = False
 ) -> tuple[onnx.ModelProto, Exportable]:
-    """Convert a model, with an open batch whether it is gated or not.
+    """Convert a model, its batch open whether it is gated or not, unless sizes are fixed.
 
     Args:
         model: left as it is.
         example: a call of it.
         pointwise: how the 1x1 maps of folded decoders are written.
+        fixed_size: take inputs of the example's size alone.
     """
-    traced = exportable(model, example, pointwise=pointwise)
+    traced = exportable(model, example, pointwise=pointwise, fixed_size=fixed_size)
     with _quiet():
         program = torch.onnx.export(
             traced.program,
@@ -166,10 +169,6 @@ def _tidy(model: onnx.ModelProto, traced: Exportable) -> None:
         for size, name in zip(value.type.tensor_type.shape.dim, shape, strict=True):
             if isinstance(name, str):
                 size.dim_param = name
-
-
-def _open_batch(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    return ("batch", *shape[1:])
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:

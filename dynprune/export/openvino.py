@@ -29,6 +29,7 @@ def export_openvino(
     path: Path,
     *,
     precision: OpenvinoPrecision = "fp32",
+    fixed_size: bool = False,
     overwrite: bool = False,
 ) -> Export:
     """Write a model as OpenVINO IR; it is kept only if OpenVINO computes the same with it.
@@ -41,6 +42,7 @@ def export_openvino(
         path: of the file; ends in ``.xml``.
         precision: ``fp16`` stores weights in half precision; ``bf16`` is checked in bfloat16
             arithmetic, which the engine chooses where the processor has it.
+        fixed_size: take inputs of the example's size alone, for which the engine plans better.
         overwrite: whether the file may be there already.
 
     Raises:
@@ -50,14 +52,13 @@ def export_openvino(
     if path.suffix != ".xml":
         raise UsageError(f"{path.name}: the name of an OpenVINO file must end in .xml")
     with kept_file(path, overwrite=overwrite) as place:
-        proto, traced = onnx_model(model, example, pointwise="convolution")
+        proto, traced = onnx_model(model, example, pointwise="convolution", fixed_size=fixed_size)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             source = Path(scratch) / "model.onnx"
             onnx.save(proto, source)
             converted = openvino.convert_model(source)
             openvino.save_model(converted, place, compress_to_fp16=precision == "fp16")
-        shapes = [("batch", *shape[1:]) for shape in traced.shapes]
-        calls = check_calls(example, shapes)
+        calls = check_calls(example, traced.file_shapes)
         error = largest_difference(
             model,
             openvino_runner(place, arithmetic="bf16" if precision == "bf16" else "f32"),
@@ -69,7 +70,7 @@ def export_openvino(
         path,
         "openvino",
         precision,
-        dict(zip(traced.names, shapes, strict=True)),
+        dict(zip(traced.names, traced.file_shapes, strict=True)),
         tuple(tuple(call.tensors[0].shape) for call in calls),
         error,
     )

@@ -2,9 +2,10 @@
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.export.movements import simplify_movements
+from dynprune.export.planes import multiply_in_planes
 from dynprune.gate import gates, set_execution
 from dynprune.logits import logits_of
 from dynprune.modes import evaluating
@@ -36,8 +38,8 @@ class Exportable:
         program: maps the call's tensors to logits.
         names: of the inputs, in order.
         shapes: of the inputs; a size that is left open is a string.
-        one_instance: whether the program takes one instance alone, as a gated model's does:
-            every instance multiplies by weights of its own.
+        one_instance: whether the program takes one instance where the call may hold several, as a
+            gated model's does: every instance multiplies by weights of its own.
     """
 
     program: ExportedProgram
@@ -45,9 +47,20 @@ class Exportable:
     shapes: tuple[tuple[int | str, ...], ...]
     one_instance: bool
 
+    @property
+    def file_shapes(self) -> list[tuple[int | str, ...]]:
+        """Shapes of the inputs of a file that runs the program on every instance."""
+        if not self.one_instance:
+            return list(self.shapes)
+        return [("batch", *shape[1:]) for shape in self.shapes]
+
 
 def exportable(
-    model: nn.Module, example: Example, *, pointwise: PointwiseForm = "convolution"
+    model: nn.Module,
+    example: Example,
+    *,
+    pointwise: PointwiseForm = "convolution",
+    fixed_size: bool = False,
 ) -> Exportable:
     """Trace a model in evaluation mode and, if it is gated, in compact execution.
 
@@ -58,16 +71,23 @@ def exportable(
         model: any model; left as it is.
         example: a call of it; its tensors are the inputs, everything else stays fixed.
         pointwise: how the 1x1 maps of folded decoders are written.
+        fixed_size: take inputs of the example's size alone; the batch of a gated model stays open
+            unless it is one.
 
     Raises:
         UsageError: the model cannot be traced.
     """
-    one_instance = bool(gates(model))
-    call = example.batched(1 if one_instance else 2)
-    sample = _small(model, call)
-    program = _traced(model, sample, one_instance, pointwise)
+    is_gated = bool(gates(model))
+    one_instance = is_gated and not (fixed_size and example.batch == 1)
+    if fixed_size:
+        sample = call = example.batched(1) if one_instance else example
+    else:
+        call = example.batched(1 if one_instance else 2)
+        sample = _small(model, call)
+    opened = _no_axes if fixed_size else partial(_open_axes, one_instance=one_instance)
+    program = _traced(model, sample, opened, pointwise)
     if program is None and sample is not call:
-        program = _traced(model, call, one_instance, pointwise)
+        program = _traced(model, call, opened, pointwise)
     if program is None:
         raise UsageError(
             f"{type(model).__name__} cannot be exported: torch.export does not trace it;"
@@ -77,6 +97,8 @@ def exportable(
     # there; whether the sizes are open is checked by running the file.
     program._guards_code = []
     simplify_movements(program)
+    if pointwise == "linear":
+        multiply_in_planes(program)
     users = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = _input_names(model, example)
@@ -115,9 +137,12 @@ class _LogitsOfTensors(nn.Module):
 
 
 def _traced(
-    model: nn.Module, call: Example, one_instance: bool, pointwise: PointwiseForm
+    model: nn.Module,
+    call: Example,
+    opened: Callable[[Tensor, int], dict[int, Any]],
+    pointwise: PointwiseForm,
 ) -> ExportedProgram | None:
-    dynamic = tuple(_open_axes(t, call.batch, one_instance) for t in call.tensors)
+    dynamic = tuple(opened(t, call.batch) for t in call.tensors)
     wrapper = _LogitsOfTensors(model, call)
     try:
         with compact(model), pointwise_as(pointwise):
@@ -129,7 +154,11 @@ def _traced(
         return None
 
 
-def _open_axes(tensor: Tensor, batch: int, one_instance: bool) -> dict[int, Any]:
+def _no_axes(_: Tensor, __: int) -> dict[int, Any]:
+    return {}
+
+
+def _open_axes(tensor: Tensor, batch: int, *, one_instance: bool) -> dict[int, Any]:
     """Say which axes of an input are left open where the model allows it."""
     axes: dict[int, Any] = {}
     if tensor.dim() and tensor.shape[0] == batch and not one_instance:

@@ -310,9 +310,9 @@ class DynamicLinear(nn.Module):
     @staticmethod
     def _multiply(tokens: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
         """Give tokens (B, T, I) @ weight (B, I, O) + offset (B, O) for each instance."""
-        if tokens.shape[0] == 1 and not torch.compiler.is_compiling():
-            flat = None if offset is None else offset[0]
-            return F.linear(tokens[0], weight[0].t(), flat)[None]
+        if tokens.shape[0] == 1:  # one plain product: engines add its bias on the way
+            flat = None if offset is None else offset.squeeze(0)
+            return F.linear(tokens.squeeze(0), weight.squeeze(0).t(), flat).unsqueeze(0)
         if offset is None:
             return torch.bmm(tokens, weight)
         return torch.baddbmm(offset[:, None], tokens, weight)

@@ -180,9 +180,12 @@ class FoldedDecoder(nn.Module):
     ) -> Tensor:
         """Project every stage at its own resolution, resize and add."""
         total: Tensor | None = None
-        for x, weight, resize in zip(maps, weights, self._resizes(), strict=True):
-            # A bias may join before the resize, whose weights sum to one: the first stage takes it.
-            y = pointwise(x, weight, bias if total is None else None)  # (B, D, H_i, W_i)
+        resizes = self._resizes()
+        # A bias may join before a resize, whose weights sum to one: the last small map takes it.
+        small = [place for place, resize in enumerate(resizes) if resize is not None]
+        takes_bias = small[-1] if small else 0
+        for place, (x, weight, resize) in enumerate(zip(maps, weights, resizes, strict=True)):
+            y = pointwise(x, weight, bias if place == takes_bias else None)  # (B, D, H_i, W_i)
             y = y if resize is None else resize(y, size)
             total = y if total is None else total.add_(y)
         assert total is not None

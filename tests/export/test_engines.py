@@ -6,7 +6,7 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.export.engines import ENGINES, latency_report, runner
+from dynprune.export.engines import ENGINES, latency_report
 from dynprune.report.executed import executed
 
 
@@ -43,4 +43,4 @@ def test_a_pruned_model_executes_less_in_the_report(gated: nn.Module, example: E
 
 def test_an_unknown_engine_is_named() -> None:
     with pytest.raises(UsageError, match="no engine is called 'tensorrt'; there are: torch,"):
-        runner("tensorrt", Small(), Example((torch.randn(1, 3, 8, 8),)))
+        latency_report(Small(), Example((torch.randn(1, 3, 8, 8),)), ["tensorrt"])

@@ -178,3 +178,17 @@ def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exported: Export) 
     content = exported.path.read_bytes()
     assert str(Path(torch.__file__).parents[1]).encode() not in content
     assert str(Path(__file__).parents[2]).encode() not in content
+
+
+def test_a_file_of_fixed_size_holds_no_loop_and_takes_that_size_alone(
+    gated: nn.Module, example: Example, tmp_path: Path
+) -> None:
+    made = export_onnx(gated, example, tmp_path / "fixed.onnx", fixed_size=True)
+    assert made.inputs == {"pixel_values": (1, 3, 64, 64)}
+    assert made.checked == ((1, 3, 64, 64),)
+    assert not [n for n in onnx.load(made.path).graph.node if n.op_type == "Loop"]
+    run = onnx_runner(made.path)
+    x = pictures(64, 64, seed=5)
+    assert_close(run([x]), expected(gated, x))
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run([pictures(96, 64)])
