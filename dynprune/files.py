@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from dynprune.errors import DynpruneError, OutputError
 
 __all__ = ["check_output", "write_file", "written_directory"]
@@ -65,6 +67,8 @@ def written_directory(directory: Path, *, overwrite: bool = False) -> Iterator[P
         if isinstance(error, DynpruneError):
             raise
         raise OutputError(f"Writing {directory} failed: {error.strerror or error}.") from error
+    except SafetensorError as error:  # how safetensors tells of a full disk
+        raise OutputError(f"Writing {directory} failed: {error}. Free some space.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

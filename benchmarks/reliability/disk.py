@@ -18,7 +18,7 @@ __all__ = ["full_disk", "read_only", "small_files"]
 _SECONDS = 120.0
 _ROOM = (0, 4, 16, 24, 40, 64, 128)  # KiB left; a whole model takes about 60
 _ROOM_OF_A_RUN = (8, 40, 100, 140, 180, 220)  # KiB; a run with its checkpoints takes more
-_FILE = (0, 512, 4096, 16_384)  # bytes
+_FILE = (2048, 4096, 16_384)  # bytes; what a command says goes into a file too
 
 
 def full_disk(world: World, work: Path, rooms: Sequence[int] = _ROOM) -> Section:

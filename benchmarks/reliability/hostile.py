@@ -207,9 +207,9 @@ def overwriting_a_symlink(world: World, work: Path) -> list[str]:
 
 
 def png_of_a_gigapixel(world: World, work: Path) -> list[str]:
-    """A megabyte that inflates to a thousand million pixels."""
+    """A few bytes that declare a thousand million pixels."""
     path = work / "bomb.png"
-    _write_png(path, 32_768, 32_768, zlib.compress(b"\0" * (1 << 30), 9))
+    _write_png(path, 32_768, 32_768, zlib.compress(b"\0" * (1 << 26), 9))
     return _predict(world, work, path)
 
 
@@ -221,9 +221,9 @@ def png_that_holds_nothing(world: World, work: Path) -> list[str]:
 
 
 def png_with_a_text_bomb(world: World, work: Path) -> list[str]:
-    """A comment that inflates to a gigabyte."""
+    """A comment that inflates to sixty-four megabytes."""
     path = work / "bomb.png"
-    text = b"Comment\0\0" + zlib.compress(b"\0" * (1 << 28), 9)
+    text = b"Comment\0\0" + zlib.compress(b"\0" * (1 << 26), 9)
     _write_png(path, 8, 8, zlib.compress(b"\0" * 200), (b"zTXt", text))
     return _predict(world, work, path)
 

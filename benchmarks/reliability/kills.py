@@ -2,12 +2,13 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from safetensors.torch import load_file
 
-from benchmarks.reliability.process import command, fork, wait
+from benchmarks.reliability.process import Ended, command, fork, wait
 from benchmarks.reliability.section import Section
 from benchmarks.reliability.world import World
 from dynprune.distill.checkpoint import CheckpointStore
@@ -47,7 +48,9 @@ def run_whole(world: World, output: Path) -> tuple[Path, float]:
     return output, ended.seconds
 
 
-def differs_from(whole: Path, world: World, output: Path) -> str | None:
+def differs_from(
+    whole: Path, world: World, output: Path, *, run: Callable[..., Ended] = command
+) -> str | None:
     """Go on with a run that was ended, and compare it with the whole one.
 
     Returns:
@@ -61,7 +64,7 @@ def differs_from(whole: Path, world: World, output: Path) -> str | None:
         except InputError as error:
             return str(error)
     flags = ["--resume"] if output.exists() else []
-    resumed = command(world.distill(output, *flags), seconds=_SECONDS)
+    resumed = run(world.distill(output, *flags), seconds=_SECONDS)
     if resumed.code:
         return f"resuming ended with {resumed.code}: {resumed.err[-300:]}"
     weights, found = (load_file(path / "model.safetensors") for path in (whole, output))

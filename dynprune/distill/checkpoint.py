@@ -57,13 +57,17 @@ class CheckpointStore:
         self.directory = directory
         self.keep = max(1, keep)
 
+    def path(self, step: int) -> Path:
+        """Give the place of a step's checkpoint."""
+        return self.directory / f"step-{step}"
+
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint and return its directory; the oldest beyond ``keep`` are deleted.
 
         Raises:
             OutputError: if it cannot be written. The ones before it stay.
         """
-        target = self.directory / f"step-{checkpoint.step}"
+        target = self.path(checkpoint.step)
         beside = self.directory / f".writing-{target.name}"
         try:
             self.clean()

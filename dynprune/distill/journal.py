@@ -73,6 +73,7 @@ class Journal:
         try:
             kept = list(_records_until(self.path, after_step)) if self.path.exists() else []
             self._rewrite(kept)
+            self._last = json.loads(kept[-1])["step"] if kept else 0
             self._file: IO[str] = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
@@ -89,10 +90,16 @@ class Journal:
         """Append a record; it is on its way to the disk when this returns."""
         self._file.write(json.dumps(record.to_json()) + "\n")
         self._file.flush()
+        self._last = record.step
         if self._board is not None:
             for key, value in _scalars(record):
                 self._board.add_scalar(key, value, record.step)
             self._board.flush()
+
+    def write_if_missing(self, record: Record) -> None:
+        """Append a record unless the journal goes as far already."""
+        if record.step > self._last:
+            self.write(record)
 
     def _rewrite(self, lines: list[str]) -> None:
         beside = self.path.with_name(self.path.name + ".tmp")

@@ -81,6 +81,7 @@ class Run:
         self.step = 0
         self._best: dict[str, Any] | None = None
         self._pending: dict[str, Any] | None = None
+        self._last: dict[str, Any] | None = None
         self._path: Path | None = None
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
@@ -95,6 +96,7 @@ class Run:
             self.step, self._path = saved.step, saved.path
             state = saved.state
             self._best, self._pending = state["best"], state["pending"]
+            self._last = state.get("record")
             self._earlier_seconds = float(state["seconds"])
             if state["processes"] != self.accelerator.num_processes:
                 _LOG.warning(
@@ -116,6 +118,9 @@ class Run:
             Interrupted: after SIGINT or SIGTERM, once the state is saved.
             UsageError: if the loss or the gradient is no longer finite.
         """
+        if self._last is not None and journal is not None:
+            # The run may have been killed between its checkpoint and its record.
+            journal.write_if_missing(Record(**self._last))
         if self._pending is not None:
             # The run was stopped while it validated: that comes first.
             record = self._finish_record(Record(**self._pending), last, stop)
@@ -167,11 +172,12 @@ class Run:
             record = replace(record, validation=scores)
             improved = self._improves(scores)
         if improved or self._due(self.reporting.save_every, last):
+            if self._store is not None:
+                record = replace(record, checkpoint=self._store.path(self.step).name)
+            self._last = record.to_json()
             self._save()
             if improved and self._store is not None and self._best is not None:
                 self._store.mark_best(**self._best)
-            name = None if self._path is None else self._path.name
-            record = replace(record, checkpoint=name)
         return record
 
     def _scores(self, stop: StopSignal) -> Mapping[str, float] | None:
@@ -244,6 +250,7 @@ class Run:
             "seconds": round(seconds, 3),
             "best": self._best,
             "pending": self._pending,
+            "record": self._last if self._last and self._last["step"] == self.step else None,
         }
         self._path = self._store.save(Checkpoint(self.step, self.stepper.tensors(), state))
 

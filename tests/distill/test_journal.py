@@ -83,3 +83,14 @@ def test_a_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=r"dynprune\[tensorboard\]"):
         Journal(tmp_path, tensorboard=True)
+
+
+def test_a_record_that_a_kill_kept_from_the_journal_is_written_once(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.write(record(2))
+    for _ in range(2):
+        with Journal(tmp_path, after_step=4) as journal:
+            journal.write_if_missing(record(2))
+            journal.write_if_missing(record(4))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
