@@ -33,6 +33,7 @@ from dynprune.gate import (
     gate_model,
     is_gated,
     plan_groups,
+    refit_consumers,
     remove,
     start_from_weights,
 )
@@ -178,6 +179,9 @@ def apply_recipe(
             count = calibrate(model, calibration)
             logger.info("Calibrated the gates on %d inputs.", count)
         elif recipe.apply.gate.start == "informed":
+            if recipe.apply.calibration.refit:
+                count = refit_consumers(model, calibration)
+                logger.info("Refitted %d layers that read gated neurons.", count)
             logger.warning(
                 "No data was given: neurons are ordered by their weights and skipped ones stand "
                 "at zero. Give --data to calibrate."

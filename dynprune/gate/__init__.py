@@ -16,6 +16,7 @@ from dynprune.gate.instances import InstanceLayout
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import GateConfig, NeuronGate, Selection
 from dynprune.gate.plan import GroupPlan
+from dynprune.gate.refit import refit_consumers
 from dynprune.gate.topr import kept_count
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "kept_count",
     "measure",
     "plan_groups",
+    "refit_consumers",
     "remove",
     "set_execution",
     "set_prune_ratio",

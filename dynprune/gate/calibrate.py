@@ -18,7 +18,7 @@ from dynprune.gate.linear import DynamicLinear, Port
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.modes import at_inference
 
-__all__ = ["NeuronMoments", "calibrate", "measure", "start_from_weights"]
+__all__ = ["NeuronMoments", "calibrate", "dense_function", "measure", "start_from_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
     """
     tallies = {name: _Tally() for name in gates(model)}
     summaries: dict[str, Tensor] = {}
-    with at_inference(model), _dense(model), ExitStack() as stack:
+    with at_inference(model), dense_function(model), ExitStack() as stack:
         for name, gate in gates(model).items():
             gate.state.summaries = []
             stack.enter_context(_watch(model, gate, tallies[name]))
@@ -146,7 +146,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
 
 
 @contextmanager
-def _dense(model: nn.Module) -> Iterator[None]:
+def dense_function(model: nn.Module) -> Iterator[None]:
     """Let every gate keep everything for a while, in place."""
     before = {name: (g.prune_ratio, g.requested) for name, g in gates(model).items()}
     try:

@@ -65,6 +65,9 @@ class Calibration(Section):
     images: NonNegativeInt = 32
     """Training pictures run through the dense model when there is data (images)."""
 
+    refit: bool = False
+    """Whether what reads the neurons is refitted to the dense output at the final prune ratio."""
+
 
 class Apply(Section):
     """Which neuron groups are gated, and how."""
