@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dynprune.data import (
     normalise,
 )
 from dynprune.distill import is_first_process
-from dynprune.distill.journal import Record
+from dynprune.distill.journal import Record, last_scores
 from dynprune.distill.trainer import train
 from dynprune.errors import DynpruneError, NoMatchError, OutputError
 from dynprune.evaluate import evaluate
@@ -176,12 +176,13 @@ def apply_recipe(
             )
         start_from_weights(model)
         if calibration is not None and recipe.apply.gate.start == "informed":
+            calibration = list(calibration)
             count = calibrate(model, calibration)
             logger.info("Calibrated the gates on %d inputs.", count)
-        elif recipe.apply.gate.start == "informed":
             if recipe.apply.calibration.refit:
                 count = refit_consumers(model, calibration)
                 logger.info("Refitted %d layers that read gated neurons.", count)
+        elif recipe.apply.gate.start == "informed":
             logger.warning(
                 "No data was given: neurons are ordered by their weights and skipped ones stand "
                 "at zero. Give --data to calibrate."
@@ -320,16 +321,23 @@ def distill(
         device=device,
     )
     if is_first_process():
-        write_into(student, output)
+        scores, steps = last_scores(output)
+        write_into(student, output, scores=scores, steps=steps)
 
 
-def write_into(model: nn.Module, directory: Path) -> None:
+def write_into(
+    model: nn.Module,
+    directory: Path,
+    *,
+    scores: Mapping[str, float] | None = None,
+    steps: int | None = None,
+) -> None:
     """Write a model's files into a directory that holds other things, each file at one stroke."""
     beside = directory / ".model.tmp"
     try:
         shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed here
         beside.mkdir()
-        write_model(model, beside)
+        write_model(model, beside, scores=scores, steps=steps)
         for path in sorted(beside.iterdir()):
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())

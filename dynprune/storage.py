@@ -15,6 +15,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
+from dynprune.card import model_card
 from dynprune.declared import check_numbers, first_line, read_header
 from dynprune.errors import DynpruneError, InputError, OutputError
 from dynprune.files import written_directory
@@ -27,6 +28,7 @@ __all__ = ["environment", "load", "save", "write_model"]
 
 SCHEMA = "dynprune/1"
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
 MOST_BYTES = 64 << 20  # of a manifest
 _LEAST_WIDEST = 1024
 _SLACK = 1 << 20  # parameters that an architecture may have and its rewritten form need not
@@ -65,8 +67,21 @@ def save(
     return directory
 
 
-def write_model(model: nn.Module, directory: Path) -> None:
-    """Write a model's files into an existing directory."""
+def write_model(
+    model: nn.Module,
+    directory: Path,
+    *,
+    scores: Mapping[str, float] | None = None,
+    steps: int | None = None,
+) -> None:
+    """Write a model's files, its card among them, into an existing directory.
+
+    Args:
+        model: gated, rewritten or dense.
+        directory: that exists.
+        scores: of the last validation, for the card.
+        steps: optimizer steps of its training, for the card.
+    """
     provenance = provenance_of(model)
     plans = attached(model).plans if is_gated(model) else ()
     manifest = {
@@ -88,6 +103,8 @@ def write_model(model: nn.Module, directory: Path) -> None:
     if provenance.source.kind == "transformers":
         config = {"architectures": [provenance.source.architecture]}
         _write_json(directory / "config.json", {**(provenance.source.config or {}), **config})
+    card = model_card(model, provenance, plans, scores=scores, steps=steps)
+    (directory / CARD).write_text(card, encoding="utf-8")
     if provenance.recipe is not None:
         (directory / "recipe.yaml").write_text(provenance.recipe, encoding="utf-8")
 

@@ -22,7 +22,8 @@ files
 inputs
 declared
 pretrained
-models provenance storage
+models provenance card
+card storage
 logits
 data
 evaluate embedding

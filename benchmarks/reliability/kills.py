@@ -1,14 +1,16 @@
 """Kill a distillation run at random moments, go on, and compare what comes out."""
 
 import json
+import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from safetensors.torch import load_file
 
-from benchmarks.reliability.process import Ended, command, fork, wait
+from benchmarks.reliability.process import Child, Ended, command, fork, wait
 from benchmarks.reliability.section import Section
 from benchmarks.reliability.world import World
 from dynprune.distill.checkpoint import CheckpointStore
@@ -27,13 +29,19 @@ def killed_runs(world: World, work: Path, count: int, *, seed: int = 0) -> Secti
     """
     section = Section("killed distillation runs (SIGKILL)")
     whole, seconds = run_whole(world, work / "whole")
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    training = float(json.loads(lines[-1])["seconds"])
     section.figures["seconds of a whole run"] = round(seconds, 2)
     chance = random.Random(seed)
     for index in range(count):
         output = work / f"killed-{index}"
         with TemporaryDirectory() as streams:
             child = fork(world.distill(output), Path(streams))
-            ended = wait(child, kill_after=chance.uniform(0, seconds))
+            moment = chance.uniform(0, seconds)
+            while index % 2 and not _has_begun(output, child):
+                time.sleep(0.002)  # every other run is killed while it trains
+                moment = time.monotonic() - child.began + chance.uniform(0, training)
+            ended = wait(child, kill_after=moment)
         where = _progress(output) if ended.code < 0 else "after its end"
         fault = differs_from(whole, world, output)
         section.add(f"killed {where}", fault and f"kill {index}: {fault}")
@@ -77,6 +85,13 @@ def differs_from(
         return "metrics.jsonl tells of another run"
     left = [path.name for path in output.iterdir() if path.name.endswith(".tmp")]
     return f"{left[0]} is left over" if left else None
+
+
+def _has_begun(output: Path, child: Child) -> bool:
+    """Whether a run trains, or will no more."""
+    if (output / "metrics.jsonl").exists():
+        return True
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _progress(output: Path) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["Ended", "command", "fork", "import_everything", "wait"]
+__all__ = ["Child", "Ended", "command", "fork", "import_everything", "wait"]
 
 MEMORY = 1 << 30
 """Bytes that a child may add to its address space."""

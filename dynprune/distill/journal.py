@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from dynprune.errors import OutputError, UsageError
 
-__all__ = ["Journal", "Record"]
+__all__ = ["Journal", "Record", "last_scores"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,18 @@ class Journal:
         beside = self.path.with_name(self.path.name + ".tmp")
         beside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         os.replace(beside, self.path)
+
+
+def last_scores(directory: Path) -> tuple[Mapping[str, float] | None, int | None]:
+    """Read the scores of the last validation of a run, and its last step; None where unknown."""
+    scores, step = None, None
+    try:
+        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        for record in map(json.loads, lines):
+            scores, step = record["validation"] or scores, record["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+    return scores, step
 
 
 def _records_until(path: Path, step: int) -> Iterator[str]:
