@@ -22,8 +22,7 @@ files
 inputs
 declared
 pretrained
-models provenance card
-card storage
+models provenance card storage
 logits
 data
 evaluate embedding
