@@ -48,7 +48,7 @@ from dynprune.recipe.build import (
     training_arguments,
 )
 from dynprune.removal import drop_dead
-from dynprune.rewrite import Rewrite, rewrite, undo
+from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, rewrite, undo
 from dynprune.storage import write_model
 
 __all__ = [
@@ -64,7 +64,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-UNGUIDED = ("unpack-attention",)
+UNGUIDED = (UNPACK_ATTENTION,)
 """Rewrites of a model that is looked at without a recipe: those that open groups to gates."""
 
 
@@ -76,7 +76,7 @@ class Inspection:
         model: its name.
         plans: every neuron group with the mode in which it would run.
         trace_seconds: time that tracing and grouping took.
-        notes: what a user should know of how the model was traced.
+        notes: what a user should know of how the model was rewritten and traced.
     """
 
     model: str
@@ -121,7 +121,7 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
     if is_gated(model):
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
     try:
-        rewrite(model, loaded.example, UNGUIDED if recipe is None else recipe.rewrite)
+        records = rewrite(model, loaded.example, UNGUIDED if recipe is None else recipe.rewrite)
         grouping = find_groups(model, loaded.example)
         if recipe is None:
             configs = {g.name: GateConfig() for g in grouping.groups}
@@ -130,7 +130,23 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
         plans = plan_groups(model, loaded.example, grouping.groups, configs)
     finally:
         undo(model)
-    return Inspection(loaded.name, tuple(plans), grouping.seconds, tuple(grouping.notes))
+    notes = (*_notes_of(records), *grouping.notes)
+    return Inspection(loaded.name, tuple(plans), grouping.seconds, notes)
+
+
+def _notes_of(records: Sequence[Rewrite]) -> Iterator[str]:
+    """Say which modules stand in another form than the user wrote them in, or why they do not."""
+    records = [record for record in records if record.name == UNPACK_ATTENTION and record.module]
+    made = [record.module for record in records if record.reason is None]
+    if made:
+        names = ", ".join(made[:3]) + (f" and {len(made) - 3} more" if len(made) > 3 else "")
+        yield (
+            f"rewrite {UNPACK_ATTENTION} gives {names} a linear each for queries, keys and values; "
+            "a recipe must name it, as recipe any does"
+        )
+    for record in records:
+        if record.reason is not None:
+            yield f"rewrite {UNPACK_ATTENTION} leaves {record.module} as it is: {record.reason}"
 
 
 def apply_recipe(

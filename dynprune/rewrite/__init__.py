@@ -1,5 +1,6 @@
 """Lossless rewrites: cheaper forms of the same function, each proven before it is kept."""
 
+from dynprune.rewrite.attention import UNPACK_ATTENTION
 from dynprune.rewrite.folded import FoldedDecoder
 from dynprune.rewrite.record import Rewrite
 from dynprune.rewrite.surgery import REWRITES, reapply, rewrite, undo
@@ -7,6 +8,7 @@ from dynprune.rewrite.unpacked import UnpackedAttention
 
 __all__ = [
     "REWRITES",
+    "UNPACK_ATTENTION",
     "FoldedDecoder",
     "Rewrite",
     "UnpackedAttention",

@@ -216,7 +216,9 @@ def test_inspect_opens_packed_attention_and_changes_nothing(name, recipe):
     torch.manual_seed(0)
     model, example = ZOO[name].build().eval(), ZOO[name].example()
     before = dict(model.named_parameters())
-    plans = dynprune.inspect(model, example, recipe).plans
+    found = dynprune.inspect(model, example, recipe)
+    (note,), plans = found.notes, found.plans
+    assert note.startswith("rewrite unpack-attention gives ")
     assert {(plan.group.kind, plan.mode) for plan in plans} == {
         (kind, "compact") for kind in ("qk", "v", "ffn")
     }
