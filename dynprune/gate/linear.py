@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from dynprune.errors import GateError
 from dynprune.gate.instances import InstanceLayout, from_instances, to_instances
@@ -74,6 +75,7 @@ class DynamicLinear(nn.Module):
         self.gates = nn.ModuleDict()
         self.makes: tuple[Port, ...] = ()
         self.reads: tuple[Port, ...] = ()
+        self._standing: tuple[tuple[object, ...], Tensor] | None = None
 
     @classmethod
     def from_module(cls, module: nn.Module) -> "DynamicLinear":
@@ -276,7 +278,12 @@ class DynamicLinear(nn.Module):
             tokens = self._narrowed(x, reads, columns)
         weight, offset = self._gather_weights(rows, columns)
         if column_value is not None:
-            weight = weight * column_value[:, :, None]
+            count = tokens.shape[1]
+            if isinstance(count, int) and count < weight.shape[2]:  # the cheaper factor
+                tokens = tokens * column_value[:, None]
+                column_mean = None if column_mean is None else column_mean * column_value
+            else:
+                weight = weight * column_value[:, :, None]
         if column_mean is not None:
             full = self._compensated_bias()
             skip = (column_mean[:, None] @ weight).squeeze(1)  # (B, out)
@@ -318,7 +325,31 @@ class DynamicLinear(nn.Module):
         return torch.baddbmm(offset[:, None], tokens, weight)
 
     def _compensated_bias(self) -> Tensor:
-        """Give b2 + W2 mu, (out,): the output where every neuron stands at its mean."""
+        """Give b2 + W2 mu, (out,): the output where every neuron stands at its mean.
+
+        It is kept between calls without gradients, for as long as no parameter in it changes.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return self._fold_means()
+        parts = [self.weight, self.bias, *(port.gate.mean for port in self.reads)]
+        known = [part for part in parts if part is not None]
+        if torch._C._get_tracing_state() or any(part.is_inference() for part in known):
+            return self._fold_means()
+        state = (
+            tuple((part.data_ptr(), part._version, part.dtype) for part in known),
+            tuple(port.gate.running for port in self.reads),
+        )
+        if self._standing is None or self._standing[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._standing = (state, self._fold_means())
+        return self._standing[1]
+
+    def train(self, mode: bool = True) -> "DynamicLinear":
+        """Switch between training and evaluation, in place; forget what evaluation kept."""
+        self._standing = None
+        return super().train(mode)
+
+    def _fold_means(self) -> Tensor:
         size = self.matrix.shape[1]
         mean = torch.zeros(1, size, dtype=self.weight.dtype, device=self.weight.device)
         for port in self.reads:

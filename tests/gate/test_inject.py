@@ -141,3 +141,43 @@ def test_a_consumer_that_runs_before_its_producer_says_so(gated):
     block = model.segformer.stages[0].blocks[0]
     with pytest.raises(GateError, match="Call the whole model"):
         block.mlp.fc2(torch.randn(1, 4, block.mlp.fc2.in_features))
+
+
+def test_what_compact_runs_keep_follows_every_change_of_the_weights(gated):
+    model, example, *_ = gated
+    kept = [gate for gate in gates(model).values() if gate.mean is not None]
+    assert kept
+
+    def close() -> bool:
+        with torch.inference_mode():
+            set_execution(model, "compact")
+            compact = [t.clone() for t in run(model, example)]
+            set_execution(model, "masked")
+            return error(compact, run(model, example)) < 1e-5
+
+    def move_means() -> None:
+        for gate in kept:
+            gate.mean.add_(0.3)
+
+    def move_weights() -> None:
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+
+    def load() -> None:
+        model.load_state_dict({k: v * 1.05 for k, v in model.state_dict().items()})
+
+    def replace_data() -> None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 0.9
+
+    def edit_data_between_trainings() -> None:
+        model.train()
+        for parameter in model.parameters():
+            parameter.data.mul_(1.1)
+        model.eval()
+
+    with torch.no_grad():
+        for change in (move_means, move_weights, load, replace_data, edit_data_between_trainings):
+            assert close()
+            change()
+            assert close(), change.__name__
