@@ -18,7 +18,7 @@ demo: install
 
 # Inference engines leave threads behind that do not bear processes that come and go: their tests
 # have processes of their own.
-CLI_ENGINES := tests/cli/test_report_latency.py tests/cli/test_report_page.py
+CLI_ENGINES := tests/cli/test_report_latency.py tests/cli/test_report_page.py tests/docs/test_tutorial.py
 ENGINES := tests/export tests/cli/test_export.py $(CLI_ENGINES) tests/report/test_latency.py \
 	tests/report/test_page.py
 
