@@ -112,6 +112,14 @@ ROWS: tuple[Row, ...] = (
         datasets=CAMVID,
     ),
     *_pruned(
+        "untrained-dropped",
+        "untrained",
+        "type III neurons removed first, no training",
+        (30, 50),
+        "apply.drop_dead=true",
+        datasets=CAMVID,
+    ),
+    *_pruned(
         "untrained-random",
         "untrained",
         "random fixed set, refitted",
