@@ -38,7 +38,15 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 #: Test modules that run inference engines, whose threads stay until the process ends.
-ENGINE_TESTS = ("/export/", "test_export", "latency", "engines", "test_report_page", "test_page", "test_tutorial")
+ENGINE_TESTS = (
+    "/export/",
+    "test_export",
+    "latency",
+    "engines",
+    "test_report_page",
+    "test_page",
+    "test_tutorial",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -12,7 +12,8 @@ from dynprune.errors import OutputError
 from dynprune.predict import palette
 from dynprune.report import figures, numerals, panels
 from dynprune.report.blocks import PARTS
-from dynprune.report.figures import Key
+from dynprune.report.course import course_rows, read_course
+from dynprune.report.figures import Key, Row
 from dynprune.report.findings import Findings
 from dynprune.report.neurons import LARGE_RANGE, PERCENTILES, SMALL_MEDIAN, TYPES
 from dynprune.report.overlap import WorldOverlap
@@ -63,6 +64,7 @@ def render(found: Findings) -> str:
         overlap_keys=_overlap_keys(found),
         worlds=_world_table(found.neurons.world_overlap),
         executed=figures.executed_figure(found.executed),
+        course=_course(found),
         colours=_colours(found),
         gained=_css(panels.GAINED),
         lost=_css(panels.LOST),
@@ -92,6 +94,11 @@ def write_page(path: Path, page: str) -> None:
             raise
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _course(found: Findings) -> list[Row]:
+    course = read_course(Path(found.model))
+    return [] if course is None else course_rows(course)
 
 
 def _slower(found: Findings) -> list[str]:
