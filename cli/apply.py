@@ -47,6 +47,14 @@ def run(
             help="First remove hidden neurons that never matter on --data, for good.",
         ),
     ] = False,
+    goal: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="macs|latency",
+            help="With latency, gate only what pays in PyTorch on this machine.",
+        ),
+    ] = None,
     split: Split = "train",
     weights: Weights = "pretrained",
     input_size: InputSize = None,
@@ -69,6 +77,8 @@ def run(
         if data is None:
             raise UsageError("--drop-dead finds dead neurons by what they do on data; add --data")
         overrides = [*(overrides or ()), "apply.drop_dead=true"]
+    if goal is not None:
+        overrides = [*(overrides or ()), f"apply.target={goal}"]
     followed = require_recipe(find_recipe(model, recipe, overrides, seed=seed))
     from .output import MODEL_FILES, check_directory
 

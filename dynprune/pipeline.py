@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
+from dynprune.choose import choose_by_latency
 from dynprune.data import (
     SegmentationData,
     TrainingBatches,
@@ -30,15 +31,17 @@ from dynprune.gate import (
     GroupPlan,
     attached,
     calibrate,
-    gate_model,
+    inject,
     is_gated,
     plan_groups,
     refit_consumers,
     remove,
     start_from_weights,
 )
+from dynprune.gate.probe import small_example
 from dynprune.graph import find_groups
 from dynprune.models import LoadedModel
+from dynprune.modes import at_inference
 from dynprune.provenance import Provenance, provenance_of, set_provenance
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.recipe.build import (
@@ -121,7 +124,10 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
     if is_gated(model):
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
     try:
-        records = rewrite(model, loaded.example, UNGUIDED if recipe is None else recipe.rewrite)
+        # Nothing is kept, so the proof may run on less.
+        with at_inference(model):
+            small = small_example(model, loaded.example)
+        records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
         grouping = find_groups(model, loaded.example)
         if recipe is None:
             configs = {g.name: GateConfig() for g in grouping.groups}
@@ -180,9 +186,10 @@ def apply_recipe(
     try:
         grouping = find_groups(model, loaded.example)
         configs = gate_configs(recipe, grouping.groups)
-        record = gate_model(
-            model, loaded.example, grouping.groups, configs, seed=recipe.runtime.seed
-        )
+        plans = plan_groups(model, loaded.example, grouping.groups, configs)
+        if recipe.apply.target == "latency":
+            plans = choose_by_latency(model, loaded.example, plans)
+        record = inject(model, plans, seed=recipe.runtime.seed)
         refused = [plan for plan in record.plans if plan.mode == "refused"]
         if len(refused) == len(record.plans):
             reasons = sorted({plan.reason or "" for plan in refused})

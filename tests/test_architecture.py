@@ -31,7 +31,7 @@ distill
 report
 export
 recipe.build
-removal
+removal choose
 pipeline
 api
 demo

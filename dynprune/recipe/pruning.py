@@ -72,6 +72,9 @@ class Calibration(Section):
 class Apply(Section):
     """Which neuron groups are gated, and how."""
 
+    target: Literal["macs", "latency"] = "macs"
+    """What is saved: multiply-adds, or time here, where gates that do not pay stay out."""
+
     targets: tuple[Target, ...] = Field(min_length=1)
     """What is gated; the first target that matches a group decides its keep_ratio."""
 
@@ -85,7 +88,7 @@ class Apply(Section):
     """What each gate starts from."""
 
     drop_dead: bool = False
-    """Whether hidden neurons that never matter on the data (type III) are first removed for good."""
+    """Whether hidden neurons that never matter on the data (type III) first go for good."""
 
 
 class Schedule(Section):

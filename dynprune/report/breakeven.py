@@ -1,8 +1,9 @@
 """From which prune ratio on gates pay for themselves, module by module."""
 
+import copy
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.gate import attached, gates, inject, remove
+from dynprune.gate import NeuronGate, attached, gates, inject, remove
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.graph.groups import ancestor
 from dynprune.modes import evaluating
 from dynprune.report.latency import interleaved
 from dynprune.report.macs import without_gates
 
-__all__ = ["BreakEven", "break_even", "crossing"]
+__all__ = ["BreakEven", "TimedModule", "break_even", "crossing", "time_modules"]
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 """Prune ratios that are timed."""
@@ -86,15 +87,64 @@ def break_even(
         repeats: timed runs of every form.
         ratios: prune ratios, ascending.
     """
+
+    def prune(ratio: float) -> Callable[[NeuronGate], None]:
+        return lambda gate: gate.set_prune_ratio(ratio)
+
+    forms = {str(ratio): prune(ratio) for ratio in ratios}
+    found = []
+    for timed in time_modules(without_gates(model), attached(model).plans, example, forms, repeats):
+        points = tuple((1.0 - timed.kept[form], timed.gated_ms[form]) for form in forms)
+        crossed = crossing(timed.dense_ms, points)
+        names = tuple(plan.group.name for plan in timed.plans)
+        found.append(BreakEven(timed.module, names, timed.dense_ms, points, crossed))
+    return found
+
+
+@dataclass(frozen=True)
+class TimedModule:
+    """What the groups of one module cost in several forms, in PyTorch.
+
+    Attributes:
+        module: the smallest that holds these groups whole.
+        plans: of the groups.
+        dense_ms: median time of the module without gates.
+        gated_ms: form -> median time with gates.
+        kept: form -> mean share of neurons kept.
+    """
+
+    module: str
+    plans: tuple[GroupPlan, ...]
+    dense_ms: float
+    gated_ms: Mapping[str, float]
+    kept: Mapping[str, float]
+
+
+def time_modules(
+    model: nn.Module,
+    plans: Sequence[GroupPlan],
+    example: Example,
+    forms: Mapping[str, Callable[[NeuronGate], None]],
+    repeats: int,
+) -> list[TimedModule]:
+    """Time every module whose groups are to be gated, dense and in every form, in turns.
+
+    Args:
+        model: without gates; left as it is.
+        plans: of its groups; those without a gate are passed over.
+        example: the call.
+        forms: name -> what it sets on each gate before a run.
+        repeats: timed runs of every form.
+    """
     together: dict[str, list[GroupPlan]] = defaultdict(list)
-    for plan in gated(attached(model).plans):
+    for plan in gated(plans):
         together[ancestor(plan.group)].append(plan)
-    dense, pruned = without_gates(model), without_gates(model)
-    with evaluating(dense), evaluating(pruned), torch.no_grad():
-        calls = _captured(dense, example, set(together))
+    pruned = copy.deepcopy(model)
+    with evaluating(model), evaluating(pruned), torch.no_grad():
+        calls = _captured(model, example, set(together))
         return [
-            _timed(dense, pruned, plans, module, calls[module], repeats, ratios)
-            for module, plans in together.items()
+            _timed(model, pruned, found, module, calls[module], forms, repeats)
+            for module, found in together.items()
         ]
 
 
@@ -104,36 +154,40 @@ def _timed(
     plans: Sequence[GroupPlan],
     module: str,
     call: Example,
+    forms: Mapping[str, Callable[[NeuronGate], None]],
     repeats: int,
-    ratios: Sequence[float],
-) -> BreakEven:
+) -> TimedModule:
     inject(pruned, plans)
     try:
         host, bare = pruned.get_submodule(module), dense.get_submodule(module)
         found = gates(pruned).values()
 
-        def prune(ratio: float) -> float:
+        def change(form: str) -> float:
             for gate in found:
                 gate.call.instances = call.batch
-                gate.set_prune_ratio(ratio)
-            return 1.0 - statistics.mean(gate.keep_ratio for gate in found)
+                forms[form](gate)
+            return statistics.mean(gate.keep_ratio for gate in found)
 
-        def at(ratio: float) -> Callable[[], None]:
+        def at(form: str) -> Callable[[], None]:
             def run() -> None:
-                prune(ratio)
+                change(form)
                 call.run(host)
 
             return run
 
         runs: dict[str, Callable[[], None]] = {"dense": lambda: call.run(bare)}
-        runs |= {str(ratio): at(ratio) for ratio in ratios}
+        runs |= {f"gated {form}": at(form) for form in forms}
         times = interleaved(runs, repeats=repeats, warmup=2)
-        points = tuple((prune(ratio), statistics.median(times[str(ratio)])) for ratio in ratios)
+        kept = {form: change(form) for form in forms}
     finally:
         remove(pruned)
-    dense_ms = statistics.median(times["dense"])
-    names = tuple(plan.group.name for plan in plans)
-    return BreakEven(module, names, dense_ms, points, crossing(dense_ms, points))
+    return TimedModule(
+        module,
+        tuple(plans),
+        statistics.median(times["dense"]),
+        {form: statistics.median(times[f"gated {form}"]) for form in forms},
+        kept,
+    )
 
 
 def _captured(model: nn.Module, example: Example, names: set[str]) -> dict[str, Example]:

@@ -202,3 +202,22 @@ def test_recipe_copy_writes_a_file_once(run, tmp_path):
 @pytest.mark.parametrize("command", ["inspect", "apply", "distill", "eval", "predict", "report"])
 def test_every_command_explains_itself(run, command):
     assert "Usage" in run(command, "--help").out
+
+
+def test_apply_for_latency_gates_what_pays_here(run, dense, recipe, tmp_path, monkeypatch):
+    arguments = ("apply", dense, "--recipe", recipe, "--target", "latency", "-o")
+    monkeypatch.setattr("dynprune.choose.MARGIN", 1e9)
+    made = run(*arguments, tmp_path / "all", "--json").document
+    assert made["modes"]["compact"] == 6
+    monkeypatch.setattr("dynprune.choose.MARGIN", 0.0)
+    assert "would not pay here" in run(*arguments, tmp_path / "none", code=3).err
+    assert not (tmp_path / "none").exists()
+    assert "'macs' or 'latency'" in run(*arguments[:4], "--target", "x", "-o", "y", code=2).err
+
+
+def test_other_counters_stand_beside_ours_with_a_reason(run, dense, gated):
+    found = run("report", "flops", gated, "--json", "--counters").document
+    ours, *others = found["counters"]
+    assert ours["macs"] == found["pruned"]["executed"]["mean"]
+    assert all(row["macs"] == row["expected"] and row["reason"] for row in others)
+    assert "fvcore" in run("report", "flops", dense, "--counters").out
