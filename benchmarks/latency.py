@@ -1,0 +1,222 @@
+"""Time the published settings in every engine, and say what they need of memory.
+
+Random weights do: what is executed depends on shapes alone. Dense, rewritten and pruned form of a
+model run in turns, in all engines of a row, for the size of the input alone. Memory is the peak of
+a process of its own that loads the form and runs it in PyTorch.
+
+    python benchmarks/latency.py                    # all rows: latency.json and .md in docs/results
+    python benchmarks/latency.py b2-50 vit-s-50     # some
+    python benchmarks/latency.py --check b2-50      # exit 1 where a ratio fell by more than 15 %
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynprune.example import Example
+from dynprune.export.engines import ENGINES, latency_report
+from dynprune.export.program import compact
+from dynprune.files import write_file
+from dynprune.models import load_model
+from dynprune.pipeline import apply_recipe
+from dynprune.recipe import load_recipe
+from dynprune.recipe.build import model_arguments
+from dynprune.report.macs import without_gates
+from dynprune.rewrite import undo
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+TOLERANCE = 0.15
+FORMS = ("dense", "rewritten", "pruned")
+
+VIT_S = {
+    "model_type": "vit",
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "image_size": 224,
+    "patch_size": 16,
+    "num_labels": 1000,
+}
+VIT = ("model.architecture=ViTForImageClassification", f"model.config={json.dumps(VIT_S)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting.
+
+    Attributes:
+        recipe: built-in.
+        ratio: prune ratio.
+        input: shape of the call.
+        engines: that it runs in.
+        overrides: of the recipe.
+    """
+
+    recipe: str
+    ratio: float
+    input: tuple[int, ...]
+    engines: Sequence[str] = ("torch", "openvino")
+    overrides: tuple[str, ...] = ()
+
+
+PICTURE = (1, 3, 512, 512)
+ROWS = {
+    "b2-50": Row("segformer-b2", 0.5, PICTURE, ENGINES),
+    "b2-30": Row("segformer-b2", 0.3, PICTURE, ENGINES),
+    "b0-50": Row("segformer-b0", 0.5, PICTURE, ENGINES),
+    "b0-30": Row("segformer-b0", 0.3, PICTURE, ENGINES),
+    "b5-50": Row("segformer-b5", 0.5, PICTURE),
+    "b0-cityscapes-30": Row("segformer-b0-cityscapes", 0.3, (1, 3, 1024, 2048)),
+    "b0-50-batch-4": Row("segformer-b0", 0.5, (4, *PICTURE[1:])),
+    "b0-50-batch-8": Row("segformer-b0", 0.5, (8, *PICTURE[1:])),
+    "vit-s-50": Row("any", 0.5, (1, 3, 224, 224), overrides=VIT),
+    "minilm-50": Row("minilm", 0.5, (1, 128)),
+}
+
+
+def subject(row: Row) -> tuple[nn.Module, Example]:
+    """Build and gate a row's model."""
+    shape = f"model.input={list(row.input)}"
+    recipe = load_recipe(row.recipe, [f"sparsity.final={row.ratio}", shape, *row.overrides])
+    loaded = load_model(None, weights="random", **model_arguments(recipe))
+    return apply_recipe(loaded, recipe), loaded.example
+
+
+def peak_mb(row: Row, form: str) -> float:
+    """Load one form, run it three times, and give the process's peak meanwhile, in MB."""
+    model, example = subject(row)
+    if form != "pruned":
+        model = without_gates(model)
+    if form == "dense":
+        undo(model)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    with compact(model), torch.inference_mode():
+        for _ in range(3):
+            example.run(model)
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def measured(name: str, runs: int) -> dict[str, Any]:
+    """Measure one row."""
+    row = ROWS[name]
+    memory = {}
+    for form in FORMS:
+        command = [sys.executable, __file__, name, "--memory", form]
+        memory[form] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    report = latency_report(*subject(row), row.engines, runs=runs)
+    macs = next(iter(report.engines.values())).macs
+    return {
+        "row": name,
+        "recipe": row.recipe,
+        "prune_ratio": row.ratio,
+        "macs": dict(macs),
+        "peak_mb": memory,
+        "load_average": os.getloadavg()[0],
+        **report.to_json(),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Give the rows as a Markdown table, a line for each engine."""
+    lines = [
+        "| setting | input | engine | dense ms | rewritten ms | pruned ms | speedup | efficiency "
+        "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|---|",
+    ]
+    for row in rows:
+        macs = " / ".join(f"{row['macs'][form] / 1e9:.2f}" for form in FORMS)
+        memory = f"{row['peak_mb']['dense']:.0f} / {row['peak_mb']['pruned']:.0f}"
+        for engine, found in row["engines"].items():
+            times = [f"{found[f'{form}_ms']:.1f}" for form in FORMS]
+            ratios = [f"**{found['speedup']:.2f}**", f"{found['efficiency']:.2f}"]
+            place = "x".join(map(str, row["input"]))
+            what = f"{row['recipe']}, {row['prune_ratio']:.0%}"
+            cells = [what, place, engine, *times, *ratios, macs, memory]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(rows: Sequence[dict[str, Any]], about: str) -> str:
+    """Give docs/results/latency.md."""
+    return f"""# Latency
+
+Made by `python benchmarks/latency.py`: {about}. Random weights: what is executed depends on shapes
+alone. Medians of at least {min(row["runs"] for row in rows)} runs in turns; ratios within a row are
+what counts, milliseconds belong to one machine. Every engine compiles every form for the input size
+of its row.
+
+- **dense** is the published model, **rewritten** has the lossless rewrites alone, **pruned** has
+  the gates too, which choose neurons for every input inside the timed call.
+- **speedup** is dense over pruned. **efficiency** is (rewritten ms / pruned ms) over (rewritten
+  MACs / pruned MACs): 1 means that every multiply-add that the gates saved was time saved.
+- **peak MB**: resident memory of a process that runs this form alone in PyTorch.
+
+{table(rows)}
+
+What was tried to get here, and what it gave, is in [performance](../performance.md).
+"""
+
+
+def fallen(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """Name the engines whose speedup fell by more than the tolerance."""
+    return [
+        f"{now['row']}, {engine}: {found['speedup']:.2f}, was {once['speedup']:.2f}"
+        for engine, found in now["engines"].items()
+        if (once := before["engines"].get(engine))
+        and found["speedup"] < (1 - TOLERANCE) * once["speedup"]
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--check", action="store_true", help="compare with the stored results")
+    parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := [name for name in options.rows if name not in ROWS]:
+        parser.error(f"no row is called {unknown[0]}; there are: {', '.join(ROWS)}")
+    torch.set_num_threads(options.threads)
+    if options.memory:
+        print(peak_mb(ROWS[options.rows[0]], options.memory))
+        return 0
+    path = options.output / "latency.json"
+    known = {row["row"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+    problems = []
+    for name in options.rows or ROWS:
+        row = measured(name, options.runs)
+        print(table([row]), flush=True)
+        if options.check:
+            problems += fallen(row, known[name]) if name in known else [f"{name}: nothing stored"]
+            continue
+        known[name] = row
+        rows = [known[key] for key in ROWS if key in known]
+        about = f"{options.threads} threads, torch {torch.__version__}, {platform.machine()}"
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(rows, indent=1) + "\n")
+        write_file(path.with_suffix(".md"), page(rows, about))
+    print(*problems, sep="\n", end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
