@@ -97,6 +97,9 @@ def interleaved(
 ) -> dict[str, tuple[float, ...]]:
     """Time several things in turn, so that what disturbs the machine disturbs all of them.
 
+    Before each timed run the same thing runs once untimed, so that it finds the caches as it would
+    in steady use and not as another form left them.
+
     Args:
         runs: name -> one inference.
         repeats: timed rounds; every round runs each of them once, in rotating order.
@@ -118,6 +121,7 @@ def interleaved(
         for turn in range(repeats):
             shift = turn % len(names)
             for name in (*names[shift:], *names[:shift]):
+                runs[name]()
                 start = clock()
                 runs[name]()
                 times[name].append((clock() - start) * 1e3)
