@@ -161,7 +161,7 @@ def _gate_share(run: dict[str, Any], unit: str, teacher: dict[str, Any] | None) 
     """Give what the gates cost over what the dense teacher has."""
     if teacher is None or not run["gates"][unit]:
         return ""
-    return f"{run['gates'][unit] / teacher[unit]:.2%}"
+    return f"{run['gates'][unit] / teacher[unit]:.3%}"
 
 
 def _pair(overlap: dict[str, Any] | None) -> str:
