@@ -239,6 +239,7 @@ def test_bad_usage_exits_2(run, arguments, message):
     ("arguments", "message"),
     [
         (["apply", "-o", "o"], "this needs a recipe"),
+        (["apply", "--recipe", "demo", "--drop-dead", "-o", "o"], "on data; add --data"),
         (["inspect", "some/model", "--set", "a=1"], "there is none; add --recipe"),
         (["eval", "m", "--data", "d", "--fail-if", "miou"], "is not a key"),
         (["eval", "m", "--data", "d", "--fail-if", "miou<x"], "is not a key"),
