@@ -1,6 +1,7 @@
 """`dynprune report`: the proof of what was saved."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ from .terminal import Terminal, table
 
 if TYPE_CHECKING:
     from dynprune.example import Example
+    from dynprune.report.counters import CounterRow
     from dynprune.report.macs import LayerMacs, MacsReport
 
 app = typer.Typer(no_args_is_help=True, help="Count, time and show what pruning saves.")
@@ -59,6 +61,10 @@ def flops(
     ] = 3,
     sort: Annotated[
         bool, typer.Option("--sort", help="Show the dearest modules first, as a table.")
+    ] = False,
+    counters: Annotated[
+        bool,
+        typer.Option("--counters", help="Put fvcore's and torch's own counters beside ours."),
     ] = False,
     fail_if: FailIf = None,
     device: Device = "auto",
@@ -92,7 +98,14 @@ def flops(
     found = macs_report(loaded.module, loaded.example, calls)
     record = found.to_json()
     layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
-    terminal.result(record, layers, "", _totals(found))
+    views: list[Any] = [layers, "", _totals(found)]
+    if counters:
+        from dynprune.report.counters import compare_counters
+
+        rows = compare_counters(loaded.module, loaded.example)
+        record["counters"] = [asdict(row) for row in rows]
+        views += ["", _counters(rows)]
+    terminal.result(record, *views)
     check_bounds(bounds, record)
 
 
@@ -159,6 +172,18 @@ def _totals(found: "MacsReport") -> Table:
             ),
             ("pruned, executed", _giga(ran.mean), _share(ran.mean, found.dense), "", spread),
         ],
+    )
+
+
+def _counters(rows: "Sequence[CounterRow]") -> Table:
+    """Other counters beside ours, with the reason for each difference."""
+    return table(
+        "counter",
+        ">G MACs",
+        ">ours of the same",
+        "why",
+        title="this model, one call, as it ran",
+        rows=[(row.counter, _giga(row.macs), _giga(row.comparable), row.reason) for row in rows],
     )
 
 

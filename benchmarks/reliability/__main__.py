@@ -59,22 +59,16 @@ def main() -> int:
         if made.code:
             raise RuntimeError(made.err)
         idle = command(["--version"]).megabytes
+        spent = _cpu_seconds()
         for name in names:
             found = PARTS[name](world, _directory(Path(directory) / name), asked)
             for section in found:
                 print(section.row(), *section.faults[:20], sep="\n  ", flush=True)
             sections += found
-    record = {
-        "sections": [section.to_json() for section in sections],
-        "idle MB": round(idle, 1),
-        "minutes": round((time.monotonic() - began) / 60, 1),
-        "cpu_minutes": round(_cpu_seconds() / 60, 1),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-    if asked.write:
-        _write(record, sections)
-    print(json.dumps({key: value for key, value in record.items() if key != "sections"}))
+            if asked.write:
+                _write(name, found, idle, _cpu_seconds() - spent)
+            spent = _cpu_seconds()
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes, {_cpu_seconds() / 60:.1f} of one core")
     return int(any(section.faults for section in sections))
 
 
@@ -88,20 +82,29 @@ def _cpu_seconds() -> float:
     return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
-def _write(record: dict, sections: list[Section]) -> None:
-    """Put the table between its marks, and the figures into JSON."""
-    head = ["| what was done | times | wrong | how it ended |", "|---|---|---|---|"]
-    table = [*head, *(section.row() for section in sections)]
+def _write(part: str, sections: list[Section], idle: float, seconds: float) -> None:
+    """Put a part's figures into the JSON, and the tables of all parts between the page's marks."""
+    known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    known[part] = {
+        "sections": [section.to_json() for section in sections],
+        "rows": [section.row() for section in sections],
+        "idle MB": round(idle, 1),
+        "cpu_minutes": round(seconds / 60, 1),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    known = {name: known[name] for name in PARTS if name in known}
+    FIGURES.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    table = ["| what was done | times | wrong | how it ended |", "|---|---|---|---|"]
+    table += [row for found in known.values() for row in found["rows"]]
+    minutes = sum(found["cpu_minutes"] for found in known.values())
     note = (
-        f"`python -m benchmarks.reliability --write`, {record['cpu_minutes']} minutes of one core; "
-        f"a process that does nothing has {record['idle MB']} MB, since it has imported everything."
+        f"`python -m benchmarks.reliability --write`, {minutes:.0f} minutes of one core. A process "
+        f"that does nothing has {idle:.0f} MB at its peak, since it has imported everything."
     )
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     block = "\n".join([BEGIN, "", note, "", *table, "", END])
-    PAGE.write_text(before + block + after, encoding="utf-8")
-    FIGURES.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(before + block + rest.split(END)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":
