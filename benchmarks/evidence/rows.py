@@ -144,6 +144,15 @@ ROWS: tuple[Row, ...] = (
     ),
     *_pruned("prefix", "gated", "first neurons", (50,), "apply.gate.order=prefix", datasets=CAMVID),
     *_pruned(
+        "with-labels",
+        "gated",
+        "labels and the teacher's logits, half the learning rate",
+        (50, 70),
+        "stages.1.losses=[{type: ce, weight: 1.0}, {type: soft_ce, weight: 1.0}]",
+        "optimizer.lr=5.0e-5",
+        datasets=CAMVID,
+    ),
+    *_pruned(
         "no-distillation",
         "gated",
         "labels alone",
