@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top; a module may import what stands before it, and its own line.
 ORDER = """
 errors
-example fastpath modes
+example fastpath modes replace
 graph
 rewrite
 gate

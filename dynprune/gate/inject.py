@@ -16,6 +16,7 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.graph.neurons import Channels
+from dynprune.replace import replace_everywhere
 
 __all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
 
@@ -96,7 +97,7 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
     for name, new in replacements.items():
         old = model.get_submodule(name)
         record.originals[name] = old
-        _replace(model, old, new)
+        replace_everywhere(model, old, new)
         if isinstance(new, DynamicLinear) and new.reads and new.layout != "transposed":
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
@@ -125,7 +126,7 @@ def remove(model: nn.Module) -> nn.Module:
         for parameter in new.parameters(recurse=False):
             parameter.data = parameter.data.contiguous()
         old.train(new.training)
-        _replace(model, new, old)
+        replace_everywhere(model, new, old)
     open_fused_paths(record.closed)
     if record.hook is not None:
         record.hook.remove()
@@ -185,14 +186,6 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError as error:
         raise GateError(f"The model has no module {name!r}, which a neuron group names.") from error
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` wherever ``old`` is a child."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children skips repeats
-            if child is old:
-                setattr(parent, name, new)
 
 
 def _store_by_column(weight: nn.Parameter) -> None:

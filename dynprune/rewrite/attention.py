@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.fastpath import close_fused_paths, open_fused_paths
 from dynprune.modes import at_inference
+from dynprune.replace import replace_everywhere
 from dynprune.rewrite.proof import MODEL_TOLERANCE, TOLERANCE, outputs_of, relative_error
 from dynprune.rewrite.record import Rewrite
 from dynprune.rewrite.unpacked import UnpackedAttention
@@ -77,7 +78,7 @@ def unpack_again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
 def pack_attention(model: nn.Module) -> None:
     """Give every unpacked attention its published form back, in place."""
     for unpacked in [m for m in model.modules() if isinstance(m, UnpackedAttention)]:
-        _replace(model, unpacked, unpacked.to_packed())
+        replace_everywhere(model, unpacked, unpacked.to_packed())
         open_fused_paths(unpacked.closed)
 
 
@@ -141,7 +142,7 @@ def _fault(model: nn.Module, source: nn.Module) -> str | None:
 
 def _swap(model: nn.Module, source: nn.MultiheadAttention) -> None:
     unpacked = UnpackedAttention(source)
-    _replace(model, source, unpacked)
+    replace_everywhere(model, source, unpacked)
     unpacked.closed = close_fused_paths(model, [unpacked])
 
 
@@ -218,14 +219,6 @@ def _random_calls(source: nn.MultiheadAttention) -> Iterator[Call]:
             yield (q[0], q[0], q[0]), {}
         for case in cases:
             yield (q, k, v), dict(case)
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` at every place of ``model`` where ``old`` stands, in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
 
 
 def _line(failure: Exception) -> str:
