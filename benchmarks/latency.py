@@ -11,7 +11,6 @@ a process of its own that loads the form and runs it in PyTorch.
 
 import argparse
 import json
-import os
 import platform
 import re
 import subprocess
@@ -126,7 +125,8 @@ def measured(name: str, runs: int) -> dict[str, Any]:
         "prune_ratio": row.ratio,
         "macs": dict(macs),
         "peak_mb": memory,
-        "load_average": os.getloadavg()[0],
+        "machine": platform.machine(),
+        "torch": torch.__version__,
         **report.to_json(),
     }
 
@@ -134,7 +134,7 @@ def measured(name: str, runs: int) -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Give the rows as a Markdown table, a line for each engine."""
     lines = [
-        "| setting | input | engine | dense ms | rewritten ms | pruned ms | speedup | efficiency "
+        "| row | input | engine | dense ms | rewritten ms | pruned ms | speedup | efficiency "
         "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned |",
         "|---|---|---|---:|---:|---:|---:|---:|---|---|",
     ]
@@ -145,20 +145,21 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             times = [f"{found[f'{form}_ms']:.1f}" for form in FORMS]
             ratios = [f"**{found['speedup']:.2f}**", f"{found['efficiency']:.2f}"]
             place = "x".join(map(str, row["input"]))
-            what = f"{row['recipe']}, {row['prune_ratio']:.0%}"
-            cells = [what, place, engine, *times, *ratios, macs, memory]
+            cells = [row["row"], place, engine, *times, *ratios, macs, memory]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def page(rows: Sequence[dict[str, Any]], about: str) -> str:
+def page(rows: Sequence[dict[str, Any]]) -> str:
     """Give docs/results/latency.md."""
     return f"""# Latency
 
-Made by `python benchmarks/latency.py`: {about}. Random weights: what is executed depends on shapes
-alone. Medians of at least {min(row["runs"] for row in rows)} runs in turns; ratios within a row are
-what counts, milliseconds belong to one machine. Every engine compiles every form for the input size
-of its row.
+Made by `python benchmarks/latency.py` on {rows[0]["machine"]}, {rows[0]["threads"]} threads, with
+torch {rows[0]["torch"]}. Random weights: what is executed depends on shapes alone. Medians of at
+least {min(row["runs"] for row in rows)} runs in turns; ratios within a row are what counts,
+milliseconds belong to one machine. Every engine compiles every form for the input size of its row.
+
+A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size.
 
 - **dense** is the published model, **rewritten** has the lossless rewrites alone, **pruned** has
   the gates too, which choose neurons for every input inside the timed call.
@@ -191,6 +192,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="compare with the stored results")
+    parser.add_argument("--page", action="store_true", help="write the stored results anew")
     parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := [name for name in options.rows if name not in ROWS]:
@@ -202,6 +204,9 @@ def main() -> int:
     path = options.output / "latency.json"
     known = {row["row"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     problems = []
+    if options.page:
+        write_file(path.with_suffix(".md"), page([known[key] for key in ROWS if key in known]))
+        return 0
     for name in options.rows or ROWS:
         row = measured(name, options.runs)
         print(table([row]), flush=True)
@@ -210,10 +215,9 @@ def main() -> int:
             continue
         known[name] = row
         rows = [known[key] for key in ROWS if key in known]
-        about = f"{options.threads} threads, torch {torch.__version__}, {platform.machine()}"
         options.output.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(rows, indent=1) + "\n")
-        write_file(path.with_suffix(".md"), page(rows, about))
+        write_file(path.with_suffix(".md"), page(rows))
     print(*problems, sep="\n", end="\n" if problems else "")
     return 1 if problems else 0
 

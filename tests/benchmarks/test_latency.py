@@ -1,0 +1,50 @@
+"""A ratio that falls too far fails the check, and rows become a table."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.latency import FORMS, ROWS, TOLERANCE, fallen, main, page, table
+from dynprune.recipe import load_recipe
+
+
+def row(speedup: float) -> dict[str, Any]:
+    times = {f"{form}_ms": 10.0 for form in FORMS}
+    return {
+        "row": "b2-50",
+        "machine": "x86_64",
+        "torch": "2",
+        "threads": 2,
+        "runs": 15,
+        "input": [1, 3, 512, 512],
+        "macs": dict.fromkeys(FORMS, 2 * 10**9),
+        "peak_mb": dict.fromkeys(FORMS, 100.0),
+        "engines": {"torch": {**times, "speedup": speedup, "efficiency": 0.9}},
+    }
+
+
+def test_a_ratio_may_fall_by_the_tolerance_and_no_further() -> None:
+    before = row(4.0)
+    assert not fallen(row(4.0 * (1 - TOLERANCE) + 0.01), before)
+    (problem,) = fallen(row(4.0 * (1 - TOLERANCE) - 0.01), before)
+    assert problem.startswith("b2-50, torch: 3.39, was 4.00")
+    assert not fallen(row(9.0), before)
+
+
+def test_a_row_becomes_a_line_for_each_engine() -> None:
+    assert "| b2-50 | 1x3x512x512 | torch | 10.0 | 10.0 | 10.0 | **4.00** |" in table([row(4.0)])
+    assert "on x86_64, 2 threads" in page([row(4.0)])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_a_recipe_that_loads(name: str) -> None:
+    found = ROWS[name]
+    recipe = load_recipe(found.recipe, [f"sparsity.final={found.ratio}", *found.overrides])
+    assert recipe.model.architecture is not None
+
+
+def test_an_unknown_row_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.argv", ["latency.py", "b9-50"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "no row is called b9-50; there are: b2-50," in capsys.readouterr().err
