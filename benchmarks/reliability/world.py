@@ -79,10 +79,13 @@ class World:
         return self.data / "images" / "val" / "0.png"
 
     def distill(self, output: Path, *flags: str) -> list[str]:
-        """Give the arguments of a distillation run into ``output``."""
+        """Give the arguments of a distillation run into ``output``.
+
+        One thread, whatever the process that runs it has: bits are those of one number of threads.
+        """
         return [
             "distill", "--recipe", str(self.recipe), "--data", str(self.data), "--teacher",
-            str(self.dense), "--device", "cpu", "-o", str(output), *flags,
+            str(self.dense), "--device", "cpu", "--threads", "1", "-o", str(output), *flags,
         ]  # fmt: skip
 
     def apply(self, output: Path, *flags: str) -> list[str]:

@@ -35,7 +35,13 @@ def test_an_earlier_run_is_replaced_on_demand_alone(earlier):
 
 def test_an_earlier_run_goes_on_untouched(earlier):
     check_directory(earlier, OWN, overwrite=False, resume=True)
-    begin_directory(earlier, OWN, overwrite=False)
+    begin_directory(earlier, OWN, overwrite=False, resume=True)
+    assert len(list(earlier.iterdir())) == 3
+
+
+def test_a_run_that_began_since_the_check_is_not_joined(earlier):
+    with pytest.raises(OutputError, match="another run began"):
+        begin_directory(earlier, OWN, overwrite=False)
     assert len(list(earlier.iterdir())) == 3
 
 
