@@ -65,8 +65,14 @@ class TextData:
         return hashlib.sha256(repr((self.ids, self.padding)).encode()).hexdigest()
 
 
+POOL = 16  # batches whose sentences are dealt out by length
+
+
 class TextBatches:
     """Batches that depend on (seed, step) alone; every sentence is seen once an epoch.
+
+    Sentences of like length meet in a batch, so that little of it is padding: those of the next
+    few batches are drawn together, sorted, dealt out, and the batches come in random order.
 
     Args:
         data: the sentences.
@@ -76,14 +82,18 @@ class TextBatches:
 
     def __init__(self, data: TextData, batch_size: int, seed: int) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
+        self.pool = max(1, min(POOL, len(data) // batch_size))
 
     def __getitem__(self, step: int) -> tuple[dict[str, Tensor], None]:
-        first = step * self.batch_size
+        pool, count = step // self.pool, self.pool * self.batch_size
         drawn = [
-            sample_index(len(self.data), first + position, self.seed)
-            for position in range(self.batch_size)
+            sample_index(len(self.data), pool * count + position, self.seed)
+            for position in range(count)
         ]
-        return dict(self.data.call(drawn).kwargs), None
+        drawn.sort(key=lambda index: len(self.data.ids[index]))
+        turn = sample_index(self.pool, step, self.seed)
+        chosen = drawn[turn * self.batch_size : (turn + 1) * self.batch_size]
+        return dict(self.data.call(chosen).kwargs), None
 
 
 def load_tokenizer(directory: str | Path) -> Any:

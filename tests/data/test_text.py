@@ -49,8 +49,19 @@ def test_a_batch_depends_on_its_step_alone_and_an_epoch_sees_every_sentence_once
     for step in range(3):
         ids, _ = batches[step]
         assert Counter(ids["input_ids"][:, 1].tolist()) == Counter(range(9, 14))
-    orders = {tuple(batches[step][0]["input_ids"][:, 1].tolist()) for step in range(6)}
-    assert len(orders) > 1
+
+
+def test_sentences_of_like_length_meet_and_none_is_left_out():
+    data = TextData(tuple((1, *[9] * (1 + i % 7), 20 + i, 2) for i in range(60)))
+    batches = TextBatches(data, 6, seed=1)
+    epoch = [batches[step][0] for step in range(10)]
+    seen = Counter(int(row[row >= 20]) for batch in epoch for row in batch["input_ids"])
+    assert seen == Counter(range(20, 80))
+    padding = sum(int((batch["attention_mask"] == 0).sum()) for batch in epoch)
+    shuffled = [data.call(range(i, i + 6)).kwargs["attention_mask"] for i in range(0, 60, 6)]
+    assert padding < sum(int((mask == 0).sum()) for mask in shuffled) / 4
+    lengths = [batch["input_ids"].shape[1] for batch in epoch]
+    assert lengths != sorted(lengths)
 
 
 def test_other_sentences_have_another_fingerprint():
