@@ -92,7 +92,8 @@ def test_inputs_weigh_the_same_one_by_one_or_in_a_batch():
     other = copy.deepcopy(one)
     refit_consumers(one, calls)
     refit_consumers(other, [Example((x[None],)) for call in calls for x in call.tensors[0]])
-    assert error([other.down.weight.detach()], [one.down.weight.detach()]) < 1e-4  # sums of float32 in two orders
+    # sums of float32 in two orders
+    assert error([other.down.weight.detach()], [one.down.weight.detach()]) < 1e-4
 
 
 def test_compact_still_equals_masked():
