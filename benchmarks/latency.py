@@ -157,7 +157,8 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 Made by `python benchmarks/latency.py` on {rows[0]["machine"]}, {rows[0]["threads"]} threads, with
 torch {rows[0]["torch"]}. Random weights: what is executed depends on shapes alone. Medians of at
 least {min(row["runs"] for row in rows)} runs in turns; ratios within a row are what counts,
-milliseconds belong to one machine. Every engine compiles every form for the input size of its row.
+milliseconds belong to one machine. Every timed run follows an untimed one of the same form, so that
+caches are as in steady use; every engine compiles every form for the input size of its row.
 
 A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size.
 
