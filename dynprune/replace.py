@@ -1,18 +1,25 @@
-"""Put a module into a model wherever another one stands."""
+"""Put modules into a model wherever others stand."""
+
+from collections.abc import Mapping
 
 from torch import nn
 
 __all__ = ["replace_everywhere"]
 
 
-def replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` at every place of ``model`` where ``old`` stands, in place.
+def replace_everywhere(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules at every place of ``model`` where those stand that they are for, in place.
 
-    A shared module has several parents. Where ``new`` holds ``old`` itself, it keeps it.
+    A shared module has several parents. Where a new module holds the old one itself, it keeps it.
+
+    Args:
+        model: that holds them.
+        new: old module -> new one.
     """
+    kept = set(new.values())
     for parent in list(model.modules()):
-        if parent is new:
+        if parent in kept:
             continue
         for name, child in list(parent._modules.items()):  # named_children skips repeats
-            if child is old:
-                setattr(parent, name, new)
+            if child is not None and child in new:
+                setattr(parent, name, new[child])

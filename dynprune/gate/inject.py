@@ -94,10 +94,9 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         replacements = _build(model, gated(plans), record.call)
-    for name, new in replacements.items():
-        old = model.get_submodule(name)
-        record.originals[name] = old
-        replace_everywhere(model, old, new)
+    record.originals = {name: model.get_submodule(name) for name in replacements}
+    replace_everywhere(model, {record.originals[name]: new for name, new in replacements.items()})
+    for new in replacements.values():
         if isinstance(new, DynamicLinear) and new.reads and new.layout != "transposed":
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
@@ -121,12 +120,12 @@ def remove(model: nn.Module) -> nn.Module:
     record = attached(model)
     for gate in gates(model).values():
         gate.narrow_heads(())
-    for name, old in record.originals.items():
-        new = model.get_submodule(name)
+    back = {model.get_submodule(name): old for name, old in record.originals.items()}
+    for new, old in back.items():
         for parameter in new.parameters(recurse=False):
             parameter.data = parameter.data.contiguous()
         old.train(new.training)
-        replace_everywhere(model, new, old)
+    replace_everywhere(model, back)
     open_fused_paths(record.closed)
     if record.hook is not None:
         record.hook.remove()

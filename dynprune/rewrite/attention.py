@@ -78,7 +78,7 @@ def unpack_again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
 def pack_attention(model: nn.Module) -> None:
     """Give every unpacked attention its published form back, in place."""
     for unpacked in [m for m in model.modules() if isinstance(m, UnpackedAttention)]:
-        replace_everywhere(model, unpacked, unpacked.to_packed())
+        replace_everywhere(model, {unpacked: unpacked.to_packed()})
         open_fused_paths(unpacked.closed)
 
 
@@ -142,7 +142,7 @@ def _fault(model: nn.Module, source: nn.Module) -> str | None:
 
 def _swap(model: nn.Module, source: nn.MultiheadAttention) -> None:
     unpacked = UnpackedAttention(source)
-    replace_everywhere(model, source, unpacked)
+    replace_everywhere(model, {source: unpacked})
     unpacked.closed = close_fused_paths(model, [unpacked])
 
 

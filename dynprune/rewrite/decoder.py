@@ -51,13 +51,13 @@ def refold(model: nn.Module, record: Rewrite) -> Callable[[], None]:
     source = model.get_submodule(record.module)
     structure = DecoderStructure.from_json(record.details)
     _check_fits(source, structure)
-    return lambda: replace_everywhere(model, source, FoldedDecoder(source, structure))
+    return lambda: replace_everywhere(model, {source: FoldedDecoder(source, structure)})
 
 
 def unfold_decoders(model: nn.Module) -> None:
     """Give every folded head its published form back, in place."""
     for folded in [m for m in model.modules() if isinstance(m, FoldedDecoder)]:
-        replace_everywhere(model, folded, unfold(folded))
+        replace_everywhere(model, {folded: unfold(folded)})
 
 
 def fold_decoders(model: nn.Module, example: Example) -> list[Rewrite]:
@@ -82,7 +82,7 @@ def fold_decoders(model: nn.Module, example: Example) -> list[Rewrite]:
         if not error <= 10 * TOLERANCE:  # the layers behind a head may amplify its rounding
             for name in folded:
                 decoder = cast(FoldedDecoder, model.get_submodule(name))
-                replace_everywhere(model, decoder, unfold(decoder))
+                replace_everywhere(model, {decoder: unfold(decoder)})
             reason = f"the model's output moved by {error:.1e}"
             return [Rewrite(r.name, r.module, {}, r.max_error, r.reason or reason) for r in records]
     if not records:
@@ -111,7 +111,7 @@ def _fold(model: nn.Module, name: str, call: _Call) -> Rewrite:
         reason = str(failure) if known else f"{type(failure).__name__}: {failure}".split("\n")[0]
         logger.info("fold-decoder leaves %s as it is: %s", name, reason)
         return Rewrite(FOLD_DECODER, name, {}, error, reason)
-    replace_everywhere(model, head, FoldedDecoder(head, structure))
+    replace_everywhere(model, {head: FoldedDecoder(head, structure)})
     return Rewrite(FOLD_DECODER, name, structure.to_json(), error)
 
 

@@ -187,7 +187,10 @@ class FoldedDecoder(nn.Module):
         for place, (x, weight, resize) in enumerate(zip(maps, weights, resizes, strict=True)):
             y = pointwise(x, weight, bias if place == takes_bias else None)  # (B, D, H_i, W_i)
             y = y if resize is None else resize(y, size)
-            total = y if total is None else total.add_(y)
+            if total is None:
+                total = y
+            else:  # tracers take apart every write in place, at great length
+                total = total + y if torch.compiler.is_compiling() else total.add_(y)
         assert total is not None
         return total
 
