@@ -124,9 +124,11 @@ def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: _Sums) -> It
             z = tokens[row] if real is None else tokens[row][real[row].bool()]
             if gate.mean is not None:
                 z = z - gate.mean
-            square, mean = (z.t() @ z).double(), z.double().sum(0)
-            sums.across += square * mask
-            sums.kept += square * mask * mask[:, None]
+            z = z.to(mask.dtype)
+            kept_z = z * mask
+            sums.across += z.t() @ kept_z
+            sums.kept += kept_z.t() @ kept_z
+            mean = z.double().sum(0)
             sums.whole_mean += mean
             sums.kept_mean += mean * mask
             sums.tokens += len(z)
@@ -143,9 +145,10 @@ def _masks(gate: NeuronGate, summary: Tensor, kept: int) -> Tensor:
     f = summary.new_zeros(len(summary), gate.neurons)
     if gate.predictor is not None:
         f = gate.predictor(summary)
-    mask = keep_mask(top_r(gate.prior + f, kept, gate.segments), gate.neurons, torch.float64)
+    precise = torch.promote_types(f.dtype, torch.float32)
+    mask = keep_mask(top_r(gate.prior + f, kept, gate.segments), gate.neurons, precise)
     if gate.predictor is not None and gate.config.mode == "value":
-        mask = mask * (1.0 + gate.beta * f).double()
+        mask = mask * (1.0 + gate.beta * f)
     return mask
 
 
