@@ -23,6 +23,7 @@ from dynprune.data import (
 from dynprune.distill import is_first_process
 from dynprune.distill.journal import Record, last_scores
 from dynprune.distill.trainer import train
+from dynprune.distribute import distribute_by_sensitivity
 from dynprune.errors import DynpruneError, NoMatchError, OutputError
 from dynprune.evaluate import evaluate
 from dynprune.example import Example
@@ -189,6 +190,11 @@ def apply_recipe(
         plans = plan_groups(model, loaded.example, grouping.groups, configs)
         if recipe.apply.target == "latency":
             plans = choose_by_latency(model, loaded.example, plans)
+        calibration = None if calibration is None else list(calibration)
+        if recipe.sparsity.distribution == "sensitivity" and calibration:
+            plans = distribute_by_sensitivity(
+                model, loaded.example, plans, grouping.costs, calibration
+            )
         record = inject(model, plans, seed=recipe.runtime.seed)
         refused = [plan for plan in record.plans if plan.mode == "refused"]
         if len(refused) == len(record.plans):
@@ -199,7 +205,6 @@ def apply_recipe(
             )
         start_from_weights(model)
         if calibration is not None and recipe.apply.gate.start == "informed":
-            calibration = list(calibration)
             count = calibrate(model, calibration)
             logger.info("Calibrated the gates on %d inputs.", count)
             if recipe.apply.calibration.refit:

@@ -31,7 +31,7 @@ distill
 report
 export
 recipe.build
-removal choose
+removal choose distribute
 pipeline
 api
 demo

@@ -135,6 +135,13 @@ ROWS: tuple[Row, ...] = (
         "apply.gate.order=prefix",
         datasets=CAMVID,
     ),
+    *_pruned(
+        "untrained-spread",
+        "untrained",
+        "refitted, shares spread by sensitivity, no training",
+        (50, 70),
+        "sparsity.distribution=sensitivity",
+    ),
     *_pruned("distilled", "gated", "distilled", (30, 80), datasets=CAMVID),
     *_pruned("distilled", "gated", "distilled", (50, 70), seeds=BOLD),
     *_pruned("fixed", "gated", "fixed informed order, distilled", (50,), _FIXED),

@@ -107,5 +107,9 @@ class Sparsity(Section):
     final: Share
     """Share of each group's neurons that ends up pruned (fraction; the paper's r)."""
 
+    distribution: Literal["uniform", "sensitivity"] = "uniform"
+    """Whether every group skips that share, or the multiply-adds that it saves are spread by what
+    each group costs the output on calibration's inputs."""
+
     schedule: Schedule = Schedule()
     """How the share grows."""
