@@ -40,9 +40,10 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=SHARED / "models")
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results/accuracy")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/accuracy")
+    parser.add_argument("--threads", type=int, help="of a row's process; the recipe's by default")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    places = Places(options.data, options.models, options.results, options.runs)
+    places = Places(options.data, options.models, options.results, options.runs, options.threads)
     if options.list:
         for row in ROWS:
             print(f"{row.name:20} {'+'.join(row.datasets):15} {len(row.seeds)} seeds  {row.about}")
@@ -80,6 +81,8 @@ def every(places: Places) -> None:
         command = [sys.executable, __file__, row.name, "--dataset", dataset, "--seed", str(seed)]
         for name in ("data", "models", "results", "runs"):
             command += [f"--{name}", str(getattr(places, name))]
+        if places.threads is not None:
+            command += ["--threads", str(places.threads)]
         subprocess.run(command, check=True)
 
 

@@ -40,12 +40,14 @@ class Places:
         models: directory with the teachers, ``segformer-b0-DATASET``.
         results: directory of the results, a JSON file each.
         runs: directory of unfinished runs.
+        threads: of a row's process; what its recipe says where None.
     """
 
     data: Path
     models: Path
     results: Path
     runs: Path
+    threads: int | None = None
 
 
 def result_path(places: Places, row: Row, dataset: str, seed: int) -> Path:
@@ -67,8 +69,9 @@ def run_row(row: Row, dataset: str, seed: int, places: Places) -> dict[str, Any]
         The result.
     """
     recipe = row_recipe(row, dataset, seed)
-    if recipe.runtime.threads is not None:
-        torch.set_num_threads(recipe.runtime.threads)
+    threads = places.threads or recipe.runtime.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
     training = open_dataset(places.data / dataset, "train")
     validation = open_dataset(places.data / dataset, "val")
     shape = recipe.model.input
