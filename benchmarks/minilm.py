@@ -65,9 +65,6 @@ def distilled(
     validate: Callable[[nn.Module], dict[str, float]],
 ) -> Iterator[Any]:
     """Train a student in place, as the recipe says, and yield the records."""
-    for module in student.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # noise would be the larger part of so small a difference
     yield from train(
         student,
         teacher,
