@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test coverage check format clean
 
 install: $(STAMP)
 
@@ -27,6 +27,12 @@ test: install
 	$(BIN)/python -m pytest tests/export
 	$(BIN)/python -m pytest tests/cli/test_export.py
 	$(BIN)/python -m pytest $(CLI_ENGINES) tests/report/test_latency.py tests/report/test_page.py
+
+# The same tests, slower, with the lines and branches that they reach counted.
+coverage: install
+	rm -f .coverage
+	PYTEST_ADDOPTS="--cov --cov-append --cov-report=" $(MAKE) test
+	$(BIN)/python -m coverage report --format=total --fail-under=90
 
 check: install
 	$(BIN)/ruff format --check .
