@@ -226,7 +226,9 @@ a tenth, are held out, and all cosines are theirs. {first["steps"]} steps of dis
 {table(results)}
 
 - **cosine**: mean over the held-out sentences, between the student's and the dense model's
-  embedding. *Untrained* is after calibration alone.
+  embedding. *Untrained* is after calibration and the refit alone.
+- **prune ratio**: its multiply-adds are spread over the groups by what each costs the output
+  (`sparsity.distribution: sensitivity`).
 - **nearest neighbour kept**: held-out sentences whose nearest other one is the same for both
   models.
 - **overlap**: share of its kept neurons that a sentence has in common with the next.

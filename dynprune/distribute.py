@@ -79,9 +79,14 @@ def distribute_by_sensitivity(
         calls: inputs; gates are calibrated on them all, effects measured on the first few.
 
     Returns:
-        The plans of all groups, verified anew at their ratios.
+        The plans of all groups, verified anew at their ratios; those given, without any calls.
     """
     calls = list(calls)
+    if not calls:
+        logger.warning(
+            "No data was given: every group skips the same share. Give --data to spread."
+        )
+        return list(plans)
     parts = _parts(plans)
     modes = {plan.group.name: plan.mode for plan in plans}
     inject(model, plans)

@@ -187,13 +187,13 @@ def apply_recipe(
     try:
         grouping = find_groups(model, loaded.example)
         configs = gate_configs(recipe, grouping.groups)
-        plans = plan_groups(model, loaded.example, grouping.groups, configs)
+        plans: Sequence[GroupPlan] = plan_groups(model, loaded.example, grouping.groups, configs)
         if recipe.apply.target == "latency":
             plans = choose_by_latency(model, loaded.example, plans)
         calibration = None if calibration is None else list(calibration)
-        if recipe.sparsity.distribution == "sensitivity" and calibration:
+        if recipe.sparsity.distribution == "sensitivity":
             plans = distribute_by_sensitivity(
-                model, loaded.example, plans, grouping.costs, calibration
+                model, loaded.example, plans, grouping.costs, calibration or ()
             )
         record = inject(model, plans, seed=recipe.runtime.seed)
         refused = [plan for plan in record.plans if plan.mode == "refused"]

@@ -92,6 +92,13 @@ def test_a_refused_group_stays_refused_for_its_reason():
     assert [(p.mode, p.reason) for p in after] == [(p.mode, p.reason) for p in before]
 
 
+def test_without_inputs_the_shares_stay_and_that_is_said(caplog):
+    model, example = ZOO["vit"].made()
+    uniform, after, _ = distributed(model, example, [])
+    assert after == uniform
+    assert "every group skips the same share" in caplog.text
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_other_choice_saves_as_much_for_less(seed):
     chance = random.Random(seed)
