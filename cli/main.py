@@ -21,6 +21,7 @@ _TYPERS_OWN: tuple[type[BaseException], ...] = (
 )
 
 
+_LONGEST_LINE = 1000  # characters
 _OUT_OF_MEMORY = "out of memory; use a smaller input, batch or model"
 _TORCHS_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
@@ -60,8 +61,15 @@ def _exit(message: str, code: int) -> typer.Exit:
     verbose = logging.getLogger("dynprune").isEnabledFor(logging.DEBUG)
     if verbose and code == 1:
         sys.stderr.write(traceback.format_exc())
-    Terminal(verbose=verbose).error(message)
+    Terminal(verbose=verbose).error("\n".join(map(_shortened, message.splitlines())))
     return typer.Exit(code)
+
+
+def _shortened(line: str) -> str:
+    """Cut what a file made endless: messages repeat what they found in it."""
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[:_LONGEST_LINE]}... ({len(line) - _LONGEST_LINE} characters more)"
 
 
 def _explain(error: OSError) -> str:

@@ -131,6 +131,14 @@ def _change(key: str, value: object) -> Callable[[Path], None]:
     return change
 
 
+def _change_groups(key: str, value: object) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        groups = json.loads((out / "dynprune.json").read_text())["groups"]
+        _change("groups", [{**group, key: value} for group in groups])(out)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -143,6 +151,9 @@ def _change(key: str, value: object) -> Callable[[Path], None]:
         (_change("groups", [{"group": {}}]), "does not describe"),
         (_change("prune_ratios", {"no.such.group": 0.5}), "does not describe"),
         (_change("prune_ratios", {}), None),
+        (_change_groups("layout", {"axis": "x", "folded": False}), "axis is 0 or 1"),
+        (_change_groups("layout", {"axis": 1.0, "folded": False}), "axis is 0 or 1"),
+        (_change_groups("mode", "faster"), "'faster' is not one of compact"),
         (_change("source", {"kind": "pickle"}), "source"),
     ],
 )

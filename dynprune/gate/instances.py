@@ -25,6 +25,12 @@ class InstanceLayout:
     axis: int = 0
     folded: bool = False
 
+    def __post_init__(self) -> None:
+        if type(self.axis) is not int or self.axis not in (0, 1) or type(self.folded) is not bool:
+            raise GateError(
+                f"layout axis={self.axis!r}, folded={self.folded!r}: axis is 0 or 1, folded a bool."
+            )
+
 
 @dataclass
 class CallRecorder:

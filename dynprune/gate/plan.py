@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from dynprune.errors import GateError
 from dynprune.gate.instances import InstanceLayout
 from dynprune.gate.neuron_gate import GateConfig
 from dynprune.graph.neurons import NeuronGroup
@@ -65,7 +66,13 @@ class GroupPlan:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "GroupPlan":
-        """Read what `to_json` gave."""
+        """Read what `to_json` gave.
+
+        Raises:
+            GateError: where the mode is none.
+        """
+        if record["mode"] not in get_args(Mode):
+            raise GateError(f"mode {record['mode']!r} is not one of {', '.join(get_args(Mode))}.")
         return cls(
             group=NeuronGroup.from_json(record["group"]),
             config=GateConfig(**record["config"]),

@@ -99,6 +99,16 @@ def test_a_manifest_that_is_no_json_exits_4(fails, gated, copied, data):
     assert "dynprune.json" in fails("eval", model, "--data", data, code=4)
 
 
+def test_a_message_is_no_longer_than_a_user_reads(fails, gated, copied, data):
+    model = copied(gated)
+    manifest = json.loads((model / "dynprune.json").read_text())
+    manifest["source"]["kind"] = "x" * 100_000
+    (model / "dynprune.json").write_text(json.dumps(manifest))
+    message = fails("eval", model, "--data", data, code=4)
+    assert "characters more" in message
+    assert len(message) < 1200
+
+
 def test_a_recipe_without_weights_of_its_own_says_what_to_give(fails, tmp_path):
     message = fails("apply", "--recipe", "segformer-b0-camvid", "-o", tmp_path / "o", code=4)
     assert "no model.weights" in message
