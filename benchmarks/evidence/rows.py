@@ -5,7 +5,7 @@ from typing import Literal
 
 __all__ = ["DATASETS", "ROWS", "Row", "find_row"]
 
-Kind = Literal["teacher", "dense", "untrained", "gated", "magnitude", "taylor"]
+Kind = Literal["teacher", "dense", "untrained", "gated", "magnitude", "taylor", "cut"]
 
 DATASETS = ("camvid", "diverse")
 
@@ -18,7 +18,8 @@ class Row:
         name: what the command and the table call it.
         kind: how the student is made: the ``teacher`` itself, a ``dense`` copy that is fine-tuned,
             gates without training (``untrained``) or with it (``gated``), or torch-pruning's
-            static pruning by ``magnitude`` or first-order ``taylor`` importance.
+            static pruning by ``magnitude`` or first-order ``taylor`` importance; ``cut`` is by
+            magnitude without training.
         about: the row in a few words.
         overrides: changes to the data set's recipe, as ``--set`` takes them.
         datasets: that have the row.
@@ -204,7 +205,8 @@ ROWS: tuple[Row, ...] = (
         *_FRESH,
         datasets=CAMVID,
     ),
-    *_pruned("magnitude", "magnitude", "static, L2 magnitude", (50,), datasets=CAMVID),
+    *_pruned("cut", "cut", "static, L2 magnitude, no training", (50, 70), datasets=CAMVID),
+    *_pruned("magnitude", "magnitude", "static, L2 magnitude", (50, 70), datasets=CAMVID),
     *_pruned("taylor", "taylor", "static, first-order", (50,), datasets=CAMVID),
 )
 

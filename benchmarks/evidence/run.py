@@ -82,7 +82,7 @@ def run_row(row: Row, dataset: str, seed: int, places: Places) -> dict[str, Any]
     student = make_student(row, loaded, recipe, training)
     setup = time.perf_counter() - began
     steps, seconds = 0, 0.0
-    if row.kind not in ("teacher", "untrained"):
+    if row.kind not in ("teacher", "untrained", "cut"):
         run = places.runs / f"{dataset}-{row.name}-{seed}"
         run.mkdir(parents=True, exist_ok=True)
         records = learn(
@@ -118,13 +118,13 @@ def make_student(
     model = loaded.module
     if row.kind == "teacher":
         return model
-    if row.kind in ("magnitude", "taylor"):
+    if row.kind in ("magnitude", "taylor", "cut"):
         labelled = None
         if row.kind == "taylor":
             batches = TrainingBatches(training, **batch_arguments(recipe))
             labelled = islice((batches[step] for step in range(TAYLOR_BATCHES)), TAYLOR_BATCHES)
         prune_statically(model, loaded.example.tensors[0], recipe.sparsity.final, labelled=labelled)
-    if row.kind in ("dense", "magnitude", "taylor"):
+    if row.kind in ("dense", "magnitude", "taylor", "cut"):
         rewrite(model, loaded.example, recipe.rewrite)
         return model
     return apply_recipe(loaded, recipe, calibration=calibration_calls(training, recipe))
