@@ -14,12 +14,11 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.export.program import compact
+from dynprune.export.program import Target, compact
 from dynprune.report.executed import executed
 from dynprune.report.latency import FORMS, EngineLatency, LatencyReport, Run, interleaved
 from dynprune.report.macs import without_gates
 from dynprune.rewrite import undo
-from dynprune.rewrite.folded import PointwiseForm
 
 __all__ = ["ENGINES", "latency_report"]
 
@@ -35,15 +34,15 @@ class _Subject:
     example: Example
     directory: Path
 
-    def onnx_file(self, pointwise: PointwiseForm) -> Path:
+    def onnx_file(self, target: Target) -> Path:
         """Convert the model unless that was done."""
         import onnx
 
         from dynprune.export.onnx import onnx_model
 
-        path = self.directory / f"{id(self.model)}-{pointwise}.onnx"
+        path = self.directory / f"{id(self.model)}-{target}.onnx"
         if not path.exists():
-            proto, _ = onnx_model(self.model, self.example, pointwise=pointwise, fixed_size=True)
+            proto, _ = onnx_model(self.model, self.example, target=target, fixed_size=True)
             onnx.save(proto, path)
         return path
 
@@ -111,7 +110,7 @@ def _torch_runner(subject: _Subject, _: int) -> Run:
 def _onnxruntime_runner(subject: _Subject, threads: int) -> Run:
     from dynprune.export.onnx import onnx_runner
 
-    run = onnx_runner(subject.onnx_file("linear"), threads=threads)
+    run = onnx_runner(subject.onnx_file("onnxruntime"), threads=threads)
     return lambda: run(subject.example.tensors)
 
 
@@ -119,7 +118,7 @@ def _openvino_runner(arithmetic: Literal["f32", "bf16"]) -> Callable[[_Subject, 
     def make(subject: _Subject, threads: int) -> Run:
         from dynprune.export.openvino import openvino_runner
 
-        path = subject.onnx_file("convolution")
+        path = subject.onnx_file("openvino")
         run = openvino_runner(path, threads=threads, arithmetic=arithmetic)
         return lambda: run(subject.example.tensors)
 

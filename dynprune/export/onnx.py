@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from dynprune.example import Example
 from dynprune.export.instances import over_instances
 from dynprune.export.kept import kept_file
-from dynprune.export.program import Exportable, exportable
+from dynprune.export.program import Exportable, Target, exportable
 from dynprune.export.verify import Check, check_calls, largest_difference
-from dynprune.rewrite.folded import PointwiseForm
 
 __all__ = ["Export", "OnnxPrecision", "export_onnx", "halved", "onnx_model", "onnx_runner"]
 
@@ -89,7 +88,7 @@ def export_onnx(
         UsageError: the model cannot be traced.
     """
     with kept_file(path, overwrite=overwrite) as place:
-        proto, traced = onnx_model(model, example, pointwise="linear", fixed_size=fixed_size)
+        proto, traced = onnx_model(model, example, target="onnxruntime", fixed_size=fixed_size)
         onnx.save(halved(proto) if precision == "fp16" else proto, place)
         calls = check_calls(example, traced.file_shapes)
         error = largest_difference(
@@ -110,17 +109,17 @@ def export_onnx(
 
 
 def onnx_model(
-    model: nn.Module, example: Example, *, pointwise: PointwiseForm, fixed_size: bool = False
+    model: nn.Module, example: Example, *, target: Target, fixed_size: bool = False
 ) -> tuple[onnx.ModelProto, Exportable]:
     """Convert a model, its batch open whether it is gated or not, unless sizes are fixed.
 
     Args:
         model: left as it is.
         example: a call of it.
-        pointwise: how the 1x1 maps of folded decoders are written.
+        target: the engine that the file is written to run fastest in.
         fixed_size: take inputs of the example's size alone.
     """
-    traced = exportable(model, example, pointwise=pointwise, fixed_size=fixed_size)
+    traced = exportable(model, example, target=target, fixed_size=fixed_size)
     with _quiet():
         program = torch.onnx.export(
             traced.program,

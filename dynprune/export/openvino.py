@@ -52,7 +52,7 @@ def export_openvino(
     if path.suffix != ".xml":
         raise UsageError(f"{path.name}: the name of an OpenVINO file must end in .xml")
     with kept_file(path, overwrite=overwrite) as place:
-        proto, traced = onnx_model(model, example, pointwise="convolution", fixed_size=fixed_size)
+        proto, traced = onnx_model(model, example, target="openvino", fixed_size=fixed_size)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             source = Path(scratch) / "model.onnx"
             onnx.save(proto, source)

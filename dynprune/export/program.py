@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.export.kernels import choose_kernels
 from dynprune.export.movements import simplify_movements
 from dynprune.export.planes import multiply_in_planes
 from dynprune.gate import gates, set_execution
@@ -22,9 +23,12 @@ from dynprune.logits import logits_of
 from dynprune.modes import evaluating
 from dynprune.rewrite.folded import PointwiseForm, pointwise_as
 
-__all__ = ["Exportable", "compact", "exportable"]
+__all__ = ["Exportable", "Target", "compact", "exportable"]
 
 logger = logging.getLogger(__name__)
+
+Target = Literal["onnxruntime", "openvino"]
+"""The engine that a program is written to run fastest in; others run it too."""
 
 _SIDES = (128, 160)
 """Height and width that pictures are cut to for tracing: small, and not equal."""
@@ -59,7 +63,7 @@ def exportable(
     model: nn.Module,
     example: Example,
     *,
-    pointwise: PointwiseForm = "convolution",
+    target: Target,
     fixed_size: bool = False,
 ) -> Exportable:
     """Trace a model in evaluation mode and, if it is gated, in compact execution.
@@ -70,7 +74,7 @@ def exportable(
     Args:
         model: any model; left as it is.
         example: a call of it; its tensors are the inputs, everything else stays fixed.
-        pointwise: how the 1x1 maps of folded decoders are written.
+        target: the engine.
         fixed_size: take inputs of the example's size alone; the batch of a gated model stays open
             unless it is one.
 
@@ -84,6 +88,9 @@ def exportable(
     else:
         call = example.batched(1 if one_instance else 2)
         sample = _small(model, call)
+    # Resizing runs fast in ONNX Runtime along with convolutions, but to known sizes alone.
+    is_linear = target == "onnxruntime" and not fixed_size
+    pointwise: PointwiseForm = "linear" if is_linear else "convolution"
     opened = _no_axes if fixed_size else partial(_open_axes, one_instance=one_instance)
     program = _traced(model, sample, opened, pointwise)
     if program is None and sample is not call:
@@ -97,8 +104,9 @@ def exportable(
     # there; whether the sizes are open is checked by running the file.
     program._guards_code = []
     simplify_movements(program)
-    if pointwise == "linear":
+    if target == "onnxruntime":
         multiply_in_planes(program)
+        choose_kernels(program)
     users = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = _input_names(model, example)

@@ -277,21 +277,22 @@ class DynamicLinear(nn.Module):
         else:
             tokens = self._narrowed(x, reads, columns)
         weight, offset = self._gather_weights(rows, columns)
+        outs, ins = (2, 1) if rows is None else (1, 2)  # axes of the gathered weights
         if column_value is not None:
             count = tokens.shape[1]
-            if isinstance(count, int) and count < weight.shape[2]:  # the cheaper factor
+            if isinstance(count, int) and count < weight.shape[outs]:  # the cheaper factor
                 tokens = tokens * column_value[:, None]
                 column_mean = None if column_mean is None else column_mean * column_value
             else:
-                weight = weight * column_value[:, :, None]
+                weight = weight * column_value.unsqueeze(outs)
         if column_mean is not None:
             full = self._compensated_bias()
-            skip = (column_mean[:, None] @ weight).squeeze(1)  # (B, out)
+            skip = (column_mean[:, None] @ weight.transpose(ins, 1)).squeeze(1)  # (B, out)
             offset = (full[rows] if rows is not None else full) - skip
         if row_value is not None:
-            weight = weight * row_value[:, None]
+            weight = weight * row_value.unsqueeze(ins)
             offset = None if offset is None else offset * row_value
-        y = self._multiply(tokens, weight, offset)
+        y = self._multiply(tokens, weight, offset, transposed=rows is not None)
         if rows is not None and any(p.gate.running == "scatter" for p in makes):
             place, width = self._places(makes, rows, out_features)
             full = y.new_zeros(*y.shape[:-1], width)
@@ -301,7 +302,11 @@ class DynamicLinear(nn.Module):
     def _gather_weights(
         self, rows: Tensor | None, columns: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Give (B, in, out) weights of the kept rows and columns, and the bias (B, out)."""
+        """Give the weights of the kept rows and columns, and the bias (B, out).
+
+        They lie as they were gathered, so that nothing is transposed: (B, out, in) where rows were
+        chosen, (B, in, out) where columns alone were.
+        """
         matrix, bias = self.matrix, self.bias
         if rows is None:
             assert columns is not None
@@ -309,17 +314,24 @@ class DynamicLinear(nn.Module):
             weight = matrix.t().index_select(0, columns.flatten()).view(batch, kept, -1)
             return weight, None if bias is None else bias.expand(batch, -1)
         batch, kept = rows.shape
-        weight = matrix.index_select(0, rows.flatten()).view(batch, kept, -1).transpose(1, 2)
+        weight = matrix.index_select(0, rows.flatten()).view(batch, kept, -1)
         if columns is not None:
-            weight = weight.gather(1, columns[:, :, None].expand(-1, -1, kept))
+            weight = weight.gather(2, columns[:, None].expand(-1, kept, -1))
         return weight, None if bias is None else bias[rows]
 
     @staticmethod
-    def _multiply(tokens: Tensor, weight: Tensor, offset: Tensor | None) -> Tensor:
-        """Give tokens (B, T, I) @ weight (B, I, O) + offset (B, O) for each instance."""
+    def _multiply(
+        tokens: Tensor, weight: Tensor, offset: Tensor | None, *, transposed: bool
+    ) -> Tensor:
+        """Give tokens (B, T, I) @ weight (B, I, O) + offset (B, O) for each instance.
+
+        The weight is (B, O, I) where ``transposed``.
+        """
         if tokens.shape[0] == 1:  # one plain product: engines add its bias on the way
-            flat = None if offset is None else offset.squeeze(0)
-            return F.linear(tokens.squeeze(0), weight.squeeze(0).t(), flat).unsqueeze(0)
+            matrix, flat = weight.squeeze(0), None if offset is None else offset.squeeze(0)
+            matrix = matrix if transposed else matrix.t()
+            return F.linear(tokens.squeeze(0), matrix, flat).unsqueeze(0)
+        weight = weight.transpose(1, 2) if transposed else weight
         if offset is None:
             return torch.bmm(tokens, weight)
         return torch.baddbmm(offset[:, None], tokens, weight)

@@ -178,13 +178,19 @@ class FoldedDecoder(nn.Module):
         bias: Tensor | None,
         size: tuple[int, ...],
     ) -> Tensor:
-        """Project every stage at its own resolution, resize and add."""
+        """Project every stage at its own resolution, resize and add.
+
+        The map that is not resized comes last: engines let its product add to the others' sum, and
+        apply what follows, on the way.
+        """
         total: Tensor | None = None
         resizes = self._resizes()
-        # A bias may join before a resize, whose weights sum to one: the last small map takes it.
         small = [place for place, resize in enumerate(resizes) if resize is not None]
+        whole = [place for place, resize in enumerate(resizes) if resize is None]
+        # A bias may join before a resize, whose weights sum to one: the last small map takes it.
         takes_bias = small[-1] if small else 0
-        for place, (x, weight, resize) in enumerate(zip(maps, weights, resizes, strict=True)):
+        for place in (*small, *whole):
+            x, weight, resize = maps[place], weights[place], resizes[place]
             y = pointwise(x, weight, bias if place == takes_bias else None)  # (B, D, H_i, W_i)
             y = y if resize is None else resize(y, size)
             if total is None:

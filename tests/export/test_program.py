@@ -1,0 +1,46 @@
+"""A program is written in the forms that engines run fastest."""
+
+import pytest
+import torch
+from torch import fx, nn
+
+from dynprune.example import Example
+from dynprune.export.program import Target, exportable
+
+ATEN = torch.ops.aten
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def graph(gated: nn.Module, example: Example, request: pytest.FixtureRequest) -> fx.Graph:
+    target: Target = request.param
+    return exportable(gated, example, target=target, fixed_size=True).program.graph
+
+
+def test_no_gathered_weight_is_moved_before_its_product(graph: fx.Graph) -> None:
+    gathers = [node for node in graph.nodes if node.target == ATEN.index_select.default]
+    assert gathers
+    moved = {user.target for node in gathers for user in readers(node)}
+    assert not moved & {ATEN.transpose.int, ATEN.permute.default}
+
+
+def test_the_map_that_is_not_resized_joins_the_decoders_sum_last(graph: fx.Graph) -> None:
+    resized = {ATEN.upsample_bilinear2d.vec, ATEN.upsample_bilinear2d.default}
+    sums = [
+        node
+        for node in graph.nodes
+        if node.target in {ATEN.add.Tensor, ATEN.add_.Tensor}
+        and any(arg.target in resized for arg in node.all_input_nodes)
+    ]
+    assert sums
+    assert [arg.target for arg in sums[-1].all_input_nodes].count(ATEN.conv2d.default) == 1
+    (after,) = sums[-1].users
+    assert after.target in {ATEN.relu.default, ATEN.relu_.default}
+
+
+def readers(node: fx.Node) -> list[fx.Node]:
+    """Give what reads a node behind views that move nothing."""
+    views = {ATEN.view.default, ATEN.reshape.default, ATEN.unsqueeze.default}
+    found: list[fx.Node] = []
+    for user in node.users:
+        found += readers(user) if user.target in views else [user]
+    return found
