@@ -83,7 +83,9 @@ def _norm_apart(graph: fx.Graph, node: fx.Node) -> None:
     source = cast(fx.Node, node.args[0])
     with graph.inserting_before(node):
         one = graph.call_function(_ATEN.unsqueeze.default, (source, 0))
-        norm = graph.call_function(node.target, (one, *node.args[1:]), dict(node.kwargs))
+        norm = graph.call_function(
+            _ATEN.layer_norm.default, (one, *node.args[1:]), dict(node.kwargs)
+        )
         back = graph.call_function(_ATEN.squeeze.dim, (norm, 0))
     for new, like in ((one, _value(source).unsqueeze(0)), (norm, _value(node).unsqueeze(0))):
         _describe(new, node, like)

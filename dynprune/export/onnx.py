@@ -134,7 +134,7 @@ def onnx_model(
         optimizer.remove_unused_nodes(program.model)
     proto = program.model_proto
     _tidy(proto, traced)
-    return (over_instances(proto) if traced.one_instance else proto), traced
+    return (over_instances(proto, traced.batch) if traced.one_instance else proto), traced
 
 
 def onnx_runner(path: Path, *, threads: int = 0) -> Check:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.export.instances import COPIES
 from dynprune.export.kernels import choose_kernels
 from dynprune.export.movements import simplify_movements
 from dynprune.export.planes import multiply_in_planes
@@ -44,19 +45,21 @@ class Exportable:
         shapes: of the inputs; a size that is left open is a string.
         one_instance: whether the program takes one instance where the call may hold several, as a
             gated model's does: every instance multiplies by weights of its own.
+        batch: of a file that runs such a program on every instance; a name where it is open.
     """
 
     program: ExportedProgram
     names: tuple[str, ...]
     shapes: tuple[tuple[int | str, ...], ...]
     one_instance: bool
+    batch: int | str = "batch"
 
     @property
     def file_shapes(self) -> list[tuple[int | str, ...]]:
         """Shapes of the inputs of a file that runs the program on every instance."""
         if not self.one_instance:
             return list(self.shapes)
-        return [("batch", *shape[1:]) for shape in self.shapes]
+        return [(self.batch, *shape[1:]) for shape in self.shapes]
 
 
 def exportable(
@@ -76,7 +79,7 @@ def exportable(
         example: a call of it; its tensors are the inputs, everything else stays fixed.
         target: the engine.
         fixed_size: take inputs of the example's size alone; the batch of a gated model stays open
-            unless it is one.
+            where it is larger than `COPIES`.
 
     Raises:
         UsageError: the model cannot be traced.
@@ -111,7 +114,8 @@ def exportable(
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = _input_names(model, example)
     shapes = tuple(_shape(nodes[str(name)].meta["val"], i) for i, name in enumerate(users))
-    return Exportable(program, names, shapes, one_instance)
+    batch = example.batch if fixed_size and example.batch <= COPIES else "batch"
+    return Exportable(program, names, shapes, one_instance, batch)
 
 
 @contextmanager

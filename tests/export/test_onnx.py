@@ -192,3 +192,11 @@ def test_a_file_of_fixed_size_holds_no_loop_and_takes_that_size_alone(
     assert_close(run([x]), expected(gated, x))
     with pytest.raises(Exception, match="invalid dimensions"):
         run([pictures(96, 64)])
+
+
+def test_a_batch_of_fixed_size_holds_no_loop_either(gated: nn.Module, tmp_path: Path) -> None:
+    x = pictures(64, 64, batch=2, seed=5)
+    made = export_onnx(gated, Example((x,)), tmp_path / "batch.onnx", fixed_size=True)
+    assert made.inputs == {"pixel_values": (2, 3, 64, 64)}
+    assert not [n for n in onnx.load(made.path).graph.node if n.op_type == "Loop"]
+    assert_close(onnx_runner(made.path)([x]), expected(gated, x))
