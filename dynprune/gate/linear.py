@@ -13,6 +13,7 @@ from dynprune.errors import GateError
 from dynprune.gate.instances import InstanceLayout, from_instances, to_instances
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.predictor import pool_tokens
+from dynprune.gate.topr import kept_values
 
 __all__ = ["DynamicLinear", "Port"]
 
@@ -201,7 +202,7 @@ class DynamicLinear(nn.Module):
         if len(ports) == 1 and ports[0].index is None:
             gate, selection = ports[0].gate, ports[0].gate.selection
             value = selection.value if ports[0].carries_value else None
-            mean = None if gate.mean is None else gate.mean[selection.index]
+            mean = None if gate.mean is None else kept_values(gate.mean, selection.index)
             return selection.index, value, mean
         batch = ports[0].gate.selection.index.shape[0]
         device = self.weight.device
@@ -288,7 +289,7 @@ class DynamicLinear(nn.Module):
         if column_mean is not None:
             full = self._compensated_bias()
             skip = (column_mean[:, None] @ weight.transpose(ins, 1)).squeeze(1)  # (B, out)
-            offset = (full[rows] if rows is not None else full) - skip
+            offset = (full if rows is None else kept_values(full, rows)) - skip
         if row_value is not None:
             weight = weight * row_value.unsqueeze(ins)
             offset = None if offset is None else offset * row_value
@@ -317,7 +318,7 @@ class DynamicLinear(nn.Module):
         weight = matrix.index_select(0, rows.flatten()).view(batch, kept, -1)
         if columns is not None:
             weight = weight.gather(2, columns[:, None].expand(-1, kept, -1))
-        return weight, None if bias is None else bias[rows]
+        return weight, None if bias is None else kept_values(bias, rows)
 
     @staticmethod
     def _multiply(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["keep_mask", "kept_count", "top_r"]
+__all__ = ["keep_mask", "kept_count", "kept_values", "top_r"]
 
 LEVELS = 4  # an alignment never leaves a segment fewer than this many sizes to choose from
 
@@ -62,6 +62,11 @@ def top_r(scores: Tensor, kept: int, segments: int = 1) -> Tensor:
     best = scores.view(batch, segments, width).topk(kept, dim=-1, sorted=False).indices
     first = torch.arange(0, neurons, width, device=scores.device)[:, None]
     return (best.sort(dim=-1).values + first).view(batch, segments * kept)
+
+
+def kept_values(values: Tensor, index: Tensor) -> Tensor:
+    """Take the values (neurons,) of the kept neurons (B, K), for each instance its own."""
+    return values.index_select(0, index.flatten()).view(index.shape)
 
 
 def keep_mask(index: Tensor, neurons: int, dtype: torch.dtype) -> Tensor:

@@ -27,16 +27,26 @@ __all__ = [
 PointwiseForm = Literal["linear", "convolution"]
 
 _FORM: ContextVar[PointwiseForm] = ContextVar("pointwise form", default="linear")
+_SLICES: ContextVar[int] = ContextVar("slices of channels", default=1)
+BLOCK = 16
+"""Channels that engines lay out together: slices are multiples of it."""
 
 
 @contextmanager
-def pointwise_as(form: PointwiseForm) -> Iterator[None]:
-    """Say how 1x1 maps of folded decoders run, or are exported, in the block."""
-    token = _FORM.set(form)
+def pointwise_as(form: PointwiseForm, *, slices: int = 1) -> Iterator[None]:
+    """Say how 1x1 maps of folded decoders run, or are exported, in the block.
+
+    Args:
+        form: see `pointwise`.
+        slices: of channels that the stages are added in, one after the other, where the tail lets
+            it: maps of fewer channels stay in the cache.
+    """
+    tokens = _FORM.set(form), _SLICES.set(slices)
     try:
         yield
     finally:
-        _FORM.reset(token)
+        _FORM.reset(tokens[0])
+        _SLICES.reset(tokens[1])
 
 
 def pointwise_weight(module: nn.Module) -> Tensor:
@@ -164,6 +174,8 @@ class FoldedDecoder(nn.Module):
         )
         if not is_live and self._runs_in_bands(maps[0]):
             return self._band_by_band(maps, weights, bias, size)
+        if not is_live and _SLICES.get() > 1 and self._ends_in_a_classifier():
+            return self._slice_by_slice(maps, weights, bias, size)
         total = self._sum(maps, weights, bias, size)
         if norm is not None and is_live:
             total = norm(total)
@@ -207,7 +219,13 @@ class FoldedDecoder(nn.Module):
         if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
             return False
         # Antialiased resizing of one axis alone is not what torch computes along that axis.
-        if not self.structure.tail or any(b.antialias for b in self.structure.branches):
+        if any(b.antialias for b in self.structure.branches):
+            return False
+        return self._ends_in_a_classifier()
+
+    def _ends_in_a_classifier(self) -> bool:
+        """Whether the tail maps every channel by itself, then all of them by one 1x1 map."""
+        if not self.structure.tail:
             return False
         *steps, last = self.structure.tail
         modules = [self.source.get_submodule(step.module) for step in steps if step.module]
@@ -217,6 +235,31 @@ class FoldedDecoder(nn.Module):
             and all(isinstance(module, _CHANNEL_BY_CHANNEL) for module in modules)
             and not any(map(_is_watched, [*modules, self.source.get_submodule(last.module)]))
         )
+
+    def _slice_by_slice(
+        self,
+        maps: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        bias: Tensor | None,
+        size: tuple[int, ...],
+    ) -> Tensor:
+        """Compute some channels of the sum at a time, and add what they give to the logits."""
+        *steps, last = self.structure.tail
+        classifier = self.source.get_submodule(last.module or "")
+        matrix, shift = pointwise_weight(classifier), pointwise_bias(classifier)
+        width = _slice_width(matrix.shape[1], _SLICES.get())
+        total: Tensor | None = None
+        for first in range(0, matrix.shape[1], width):
+            part = slice(first, first + width)
+            hidden = self._sum(
+                maps, [w[part] for w in weights], None if bias is None else bias[part], size
+            )
+            for step in steps:
+                hidden = self._run(step, hidden)
+            y = pointwise(hidden, matrix[:, part], shift if total is None else None)
+            total = y if total is None else total + y
+        assert total is not None
+        return total
 
     def _band_by_band(
         self,
@@ -297,6 +340,19 @@ def _folded_norm(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]
     shift = -norm.running_mean if bias is None else bias - norm.running_mean
     shift = shift * scale
     return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _slice_width(channels: int, slices: int) -> int:
+    """Give the width of as many equal slices of whole blocks as there can be, ``slices`` at most.
+
+    Example:
+        >>> _slice_width(768, 8), _slice_width(96, 8), _slice_width(100, 8)
+        (96, 16, 100)
+    """
+    for count in range(slices, 0, -1):
+        if channels % (count * BLOCK) == 0:
+            return channels // count
+    return channels
 
 
 def _is_watched(module: nn.Module) -> bool:

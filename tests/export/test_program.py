@@ -44,3 +44,16 @@ def readers(node: fx.Node) -> list[fx.Node]:
     for user in node.users:
         found += readers(user) if user.target in views else [user]
     return found
+
+
+def test_onnxruntime_adds_the_decoder_in_slices_of_channels(
+    gated: nn.Module, example: Example
+) -> None:
+    def maps(target: Target, *, fixed_size: bool) -> list[int]:
+        made = exportable(gated, example, target=target, fixed_size=fixed_size).program.graph
+        relus = [n for n in made.nodes if n.target in {ATEN.relu.default, ATEN.relu_.default}]
+        return [n.meta["val"].shape[1] for n in relus if n.meta["val"].dim() == 4]
+
+    assert maps("onnxruntime", fixed_size=True) == [16, 16]
+    assert maps("onnxruntime", fixed_size=False) == [32]
+    assert maps("openvino", fixed_size=True) == [32]
