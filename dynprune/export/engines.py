@@ -25,6 +25,8 @@ __all__ = ["ENGINES", "latency_report"]
 EngineName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino", "openvino-bf16")
 
+Arithmetic = Literal["f32", "bf16"]
+
 
 @dataclass(frozen=True)
 class _Subject:
@@ -34,16 +36,17 @@ class _Subject:
     example: Example
     directory: Path
 
-    def onnx_file(self, target: Target) -> Path:
+    def onnx_file(self, target: Target, arithmetic: Arithmetic = "f32") -> Path:
         """Convert the model unless that was done."""
         import onnx
 
+        from dynprune.export.bfloat16 import gathered_in_bfloat16
         from dynprune.export.onnx import onnx_model
 
-        path = self.directory / f"{id(self.model)}-{target}.onnx"
+        path = self.directory / f"{id(self.model)}-{target}-{arithmetic}.onnx"
         if not path.exists():
             proto, _ = onnx_model(self.model, self.example, target=target, fixed_size=True)
-            onnx.save(proto, path)
+            onnx.save(gathered_in_bfloat16(proto) if arithmetic == "bf16" else proto, path)
         return path
 
 
@@ -114,11 +117,11 @@ def _onnxruntime_runner(subject: _Subject, threads: int) -> Run:
     return lambda: run(subject.example.tensors)
 
 
-def _openvino_runner(arithmetic: Literal["f32", "bf16"]) -> Callable[[_Subject, int], Run]:
+def _openvino_runner(arithmetic: Arithmetic) -> Callable[[_Subject, int], Run]:
     def make(subject: _Subject, threads: int) -> Run:
         from dynprune.export.openvino import openvino_runner
 
-        path = subject.onnx_file("openvino")
+        path = subject.onnx_file("openvino", arithmetic)
         run = openvino_runner(path, threads=threads, arithmetic=arithmetic)
         return lambda: run(subject.example.tensors)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.export.bfloat16 import gathered_in_bfloat16
 from dynprune.export.kept import kept_file
 from dynprune.export.onnx import Export, onnx_model
 from dynprune.export.verify import Check, check_calls, largest_difference
@@ -40,8 +41,9 @@ def export_openvino(
         model: gated, rewritten or neither; left as it is.
         example: a call of it.
         path: of the file; ends in ``.xml``.
-        precision: ``fp16`` stores weights in half precision; ``bf16`` is checked in bfloat16
-            arithmetic, which the engine chooses where the processor has it.
+        precision: ``fp16`` stores weights in half precision; ``bf16`` stores those that gates
+            gather from in bfloat16, and is checked in bfloat16 arithmetic, which the engine chooses
+            where the processor has it.
         fixed_size: take inputs of the example's size alone, for which the engine plans better.
         overwrite: whether the file may be there already.
 
@@ -55,7 +57,7 @@ def export_openvino(
         proto, traced = onnx_model(model, example, target="openvino", fixed_size=fixed_size)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
             source = Path(scratch) / "model.onnx"
-            onnx.save(proto, source)
+            onnx.save(gathered_in_bfloat16(proto) if precision == "bf16" else proto, source)
             converted = openvino.convert_model(source)
             openvino.save_model(converted, place, compress_to_fp16=precision == "fp16")
         calls = check_calls(example, traced.file_shapes)

@@ -19,6 +19,7 @@ from dynprune.export.instances import COPIES
 from dynprune.export.kernels import choose_kernels
 from dynprune.export.movements import simplify_movements
 from dynprune.export.planes import multiply_in_planes
+from dynprune.export.products import multiply_in_batches
 from dynprune.gate import gates, set_execution
 from dynprune.logits import logits_of
 from dynprune.modes import evaluating
@@ -111,6 +112,8 @@ def exportable(
     if target == "onnxruntime":
         multiply_in_planes(program)
         choose_kernels(program)
+    else:
+        multiply_in_batches(program)
     users = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = _input_names(model, example)
