@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 
-__all__ = ["record_one_run"]
+__all__ = ["Recorded", "record_one_run"]
 
 Recorded = tuple[
     fx.GraphModule,

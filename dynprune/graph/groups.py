@@ -1,6 +1,8 @@
 """Find the neuron groups of any model, each with its reason if it cannot be gated."""
 
+import json
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -11,7 +13,7 @@ from dynprune.graph.costs import cost_nodes
 from dynprune.graph.gather import gather
 from dynprune.graph.neurons import MacNode, NeuronGroup
 from dynprune.graph.rules import RULES
-from dynprune.graph.trace import Method, trace
+from dynprune.graph.trace import Method, Trace, trace
 from dynprune.graph.walk import Walk
 
 __all__ = ["Grouping", "ancestor", "find_groups"]
@@ -60,6 +62,8 @@ def find_groups(model: nn.Module, example: Example) -> Grouping:
     traced = trace(model, example)
     ledger = Walk(traced, RULES).run()
     found, owner = gather(ledger)
+    for branch in traced.branches:
+        found = list(_held_against(found, branch))
     causal = causal_modules(model, example, found)
     groups = tuple(replace(group, causal=group.producers[0].module in causal) for group in found)
     return Grouping(
@@ -70,6 +74,27 @@ def find_groups(model: nn.Module, example: Example) -> Grouping:
         traced.notes,
         frozenset(layer.module for layer in ledger.layers.values() if layer.transposed),
     )
+
+
+def _held_against(groups: Iterable[NeuronGroup], branch: Trace) -> Iterator[NeuronGroup]:
+    """Refuse the groups whose layers do something else with their neurons on another branch."""
+    ledger = Walk(branch, RULES).run()
+    others = gather(ledger)[0]
+    alike = {_identity(other) for other in others if other.reason is None}
+    runs = {layer.module for layer in ledger.layers.values()}
+    for group in groups:
+        if group.reason is not None or _identity(group) in alike or runs.isdisjoint(group.modules):
+            yield group
+            continue
+        maker = group.producers[0].module
+        same = [other for other in others if maker in {made.module for made in other.producers}]
+        why = next((o.reason for o in same if o.reason), "its neurons are led elsewhere")
+        yield replace(group, reason=f"where its values take another branch: {why}")
+
+
+def _identity(group: NeuronGroup) -> str:
+    """Give what two groups of the same neurons and layers agree in."""
+    return json.dumps(replace(group, name="").to_json())
 
 
 def ancestor(group: NeuronGroup) -> str:

@@ -1,11 +1,13 @@
 """Trace one call of a model into a flat graph of ATen operations that know their module."""
 
+import io
 import logging
 import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -14,7 +16,8 @@ from torch import Tensor, fx, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.graph.fallback import record_one_run
+from dynprune.graph.branches import record_branches
+from dynprune.graph.fallback import Recorded, record_one_run
 from dynprune.modes import at_inference
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
@@ -46,6 +49,7 @@ class Trace:
         method: ``export``, or ``make_fx`` where export failed.
         seconds: time that tracing took.
         notes: what the reader must know to trust the trace.
+        branches: what other inputs may run instead, as far as that could be found out.
     """
 
     module: fx.GraphModule
@@ -58,6 +62,7 @@ class Trace:
     method: Method
     seconds: float
     notes: tuple[str, ...] = ()
+    branches: tuple["Trace", ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -70,7 +75,8 @@ def trace(model: nn.Module, example: Example) -> Trace:
 
     Parameters are read and not changed; training flags are put back as they were.
     `torch.export.export` is tried first. A model with data-dependent control flow fails it and is
-    recorded from one real run instead, which sees only the branch that was taken.
+    recorded from one real run instead, which sees only the branch that was taken; then the others
+    are looked for by giving the model's questions about values other answers.
 
     Args:
         model: any module.
@@ -80,41 +86,53 @@ def trace(model: nn.Module, example: Example) -> Trace:
         UsageError: the model fails on the example.
     """
     start = time.perf_counter()
-    notes: list[str] = []
     with at_inference(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The tracer warns about its own internals.
         failure: Exception | None = None
         for call in _calls(example):
             try:
-                return _exported(model, call, example.batch, start)
+                with _quiet():
+                    return _exported(model, call, example.batch, start)
             except Exception as error:
                 failure = failure or error
         logger.debug("export failed: %s", failure)
-        notes.append(
-            "torch.export failed "
-            f"({_first_line(failure)}): traced from one run, so only the branches that this "
-            "example takes are seen"
-        )
+        note = f"torch.export failed ({_first_line(failure)}): traced from one run, so only the "
         for call in _calls(example):
             try:
-                module, names, values, scopes, inputs = record_one_run(model, call)
+                recorded = record_one_run(model, call)
+                others, whole = record_branches(model, call)
             except Exception as error:
                 failure = error
                 continue
-            return Trace(
-                module,
-                names,
-                values,
-                scopes,
-                inputs,
-                instances=call.batch,
-                batch=example.batch,
-                method="make_fx",
-                seconds=time.perf_counter() - start,
-                notes=tuple(notes),
-            )
+            branches = [_recorded(other, call, example.batch, start) for other in others]
+            note += "branches that this example takes, and those beside them, are seen"
+            note += "" if whole else f"; of the latter only the first {len(branches)}"
+            traced = _recorded(recorded, call, example.batch, start)
+            return replace(traced, notes=(note,), branches=tuple(branches))
     message = f"the model fails on the example, so it cannot be traced: {_first_line(failure)}"
     raise UsageError(message) from failure
+
+
+def _recorded(recorded: Recorded, call: Example, batch: int, start: float) -> Trace:
+    return Trace(
+        *recorded,
+        instances=call.batch,
+        batch=batch,
+        method="make_fx",
+        seconds=time.perf_counter() - start,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from showing graphs and advice for its exporter's users where it fails."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _calls(example: Example) -> list[Example]:
