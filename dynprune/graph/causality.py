@@ -40,7 +40,7 @@ def causal_modules(
     with at_inference(model):
         base = _inputs_of(model, names, _unmasked(example))
         for leaf, axis in cases:
-            calls = [_changed(example, leaf, axis, late) for late in (False, True)]
+            calls = [_changed(model, example, leaf, axis, late) for late in (False, True)]
             try:
                 early, late = (_reach(base, _inputs_of(model, names, call)) for call in calls)
             except (IndexError, RuntimeError, ValueError):
@@ -78,7 +78,7 @@ def _unmasked(example: Example) -> Example:
     return Example(*pytree.tree_map_with_path(fill, (example.args, dict(example.kwargs))))
 
 
-def _changed(example: Example, place: int, axis: int, late: bool) -> Example:
+def _changed(model: nn.Module, example: Example, place: int, axis: int, late: bool) -> Example:
     """An example with the early or late half of one sequence changed."""
     plain = _unmasked(example)
     leaves, spec = pytree.tree_flatten((plain.args, dict(plain.kwargs)))
@@ -89,9 +89,27 @@ def _changed(example: Example, place: int, axis: int, late: bool) -> Example:
         noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0))
         part += noise.to(part) * part.std().clamp_min(0.1)
     else:
-        part.copy_((part + 1) % (max(int(leaf.max()), 1) + 1))
+        part.copy_(_other_ids(part, leaf, _padding(model)))
     leaves[place] = leaf
     return Example(*pytree.tree_unflatten(leaves, spec))
+
+
+def _other_ids(part: Tensor, leaf: Tensor, padding: int | None) -> Tensor:
+    """Give every id another one; padding stays, and no id becomes it, since models count it."""
+    seen = [i for i in leaf.unique().tolist() if i != padding]
+    pool = seen if len(seen) > 1 else sorted({*seen, *(i for i in range(3) if i != padding)})
+    known = torch.tensor(pool).to(leaf)
+    place = torch.searchsorted(known, part.contiguous())
+    moved = known[(place + 1) % len(known)]
+    return torch.where(part == padding, part, moved) if seen and padding is not None else moved
+
+
+def _padding(model: nn.Module) -> int | None:
+    """Give the id that a transformers model takes for padding, if it has one."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(config, "pad_token_id", None)
+    return found if isinstance(found, int) else None
 
 
 def _inputs_of(model: nn.Module, names: Sequence[str], example: Example) -> dict[str, Tensor]:

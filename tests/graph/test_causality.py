@@ -65,3 +65,20 @@ def test_token_types_beyond_the_table_are_no_failure():
     call = Example((), {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)})
     grouping = find_groups(hf.RobertaModel(config, add_pooling_layer=False), call)
     assert not any(group.causal for group in grouping.candidates)
+
+
+def test_positions_that_are_counted_from_padding_are_no_causal_mask():
+    """RoBERTa counts the tokens before each one that are not padding: no token may become that."""
+    config = hf.XLMRobertaConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=16,
+        max_position_embeddings=40,
+        pad_token_id=0,
+    )
+    ids = torch.arange(12)[None] + 4  # up to the last word, after which comes the first
+    model = hf.XLMRobertaModel(config, add_pooling_layer=False).eval()
+    groups = find_groups(model, Example((), {"input_ids": ids})).candidates
+    assert not any(group.causal for group in groups)
