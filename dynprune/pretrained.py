@@ -94,10 +94,15 @@ def read_configuration(name: str) -> dict[str, Any]:
 
 
 def configuration_of(model: nn.Module) -> dict[str, Any] | None:
-    """Give the transformers configuration of ``model``, its class among it; else ``None``."""
+    """Give the transformers configuration of ``model``, its class among it; else ``None``.
+
+    A part of a model, or a class that somebody derived, cannot be built again by its name.
+    """
     import transformers
 
     if not isinstance(model, transformers.PreTrainedModel):
+        return None
+    if getattr(transformers, type(model).__name__, None) is not type(model):
         return None
     return {**_plain(model.config), "architectures": [type(model).__name__]}
 

@@ -4,8 +4,9 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def write_model(
         "rewrites": [record.to_json() for record in provenance.rewrites],
         "groups": [plan.to_json() for plan in plans],
         "prune_ratios": {name: gate.prune_ratio for name, gate in gates(model).items()},
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **_types(model),
         "versions": _versions(),
     }
     save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
@@ -135,14 +136,14 @@ def load(
         check_numbers(manifest["groups"], where="a group", most=widest)
         plans = [GroupPlan.from_json(record) for record in manifest["groups"]]
         ratios = {str(name): float(r) for name, r in manifest["prune_ratios"].items()}
-        dtype = getattr(torch, str(manifest["dtype"]))
         most = 4 * header.elements + _SLACK
-        model = build(provenance.source, factory=factory, most=most).to(dtype)
+        model = build(provenance.source, factory=factory, most=most)
         reapply(model, provenance.rewrites)
         if plans:
             inject(model, plans)
             for name, ratio in ratios.items():
                 gates(model)[name].set_prune_ratio(ratio)
+        _give_types(model, str(manifest["dtype"]), manifest.get("dtypes", {}))
     except InputError as error:
         raise InputError(f"{directory / MANIFEST}: {error}") from error
     except (
@@ -162,6 +163,35 @@ def load(
     _load_weights(model, directory / WEIGHTS)
     set_provenance(model, provenance)
     return model.eval()
+
+
+def _types(model: nn.Module) -> dict[str, Any]:
+    """Tell the type of a model's numbers, and of those tensors that have another one."""
+    most = _name_of(next(model.parameters()).dtype)
+    others = {
+        name: _name_of(tensor.dtype)
+        for name, tensor in _floats(model)
+        if _name_of(tensor.dtype) != most
+    }
+    return {"dtype": most, "dtypes": others}
+
+
+def _give_types(model: nn.Module, most: str, others: Mapping[str, str]) -> None:
+    """Give every tensor of a model, in place, the type that `_types` told."""
+    for name, tensor in _floats(model):
+        dtype = getattr(torch, str(others.get(name, most)))
+        if tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
+
+
+def _floats(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point():
+            yield name, tensor
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -172,3 +172,52 @@ def test_a_model_of_unknown_origin_is_not_written(tmp_path):
     with pytest.raises(UsageError, match="module:function"):
         save(nn.Linear(2, 2), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+class Mixed(nn.Module):
+    """A hidden layer in half precision, another in full, and a constant that no file holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16).bfloat16(), nn.Linear(16, 8).bfloat16()
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.register_buffer("scale", torch.linspace(1, 2, 8), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.down(self.up(x.bfloat16()).relu()).float().tanh() * self.scale
+        return self.fc2(self.fc1(h).relu())
+
+
+def test_every_tensor_keeps_its_own_type(tmp_path):
+    import dynprune
+
+    torch.manual_seed(0)
+    model, x = Mixed().eval(), torch.randn(2, 5, 8)
+    dynprune.apply(model, x, "any")
+    wanted = model(x)
+    loaded = load(dynprune.save(model, tmp_path / "model"), factory=Mixed)
+    assert {k: v.dtype for k, v in loaded.named_parameters()} == {
+        k: v.dtype for k, v in model.named_parameters()
+    }
+    assert torch.equal(loaded(x), wanted)
+
+
+def test_a_refused_group_of_a_layer_that_runs_twice_does_not_stop_loading(tmp_path):
+    import dynprune
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2, self.fc3 = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 16)
+            self.fc4 = nn.Linear(16, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.fc1(x).relu()
+            return self.fc4(self.fc3(torch.tanh(self.fc2(h) + self.fc2(h.flip(-1)))).relu())
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(2, 5, 8)
+    dynprune.apply(model, x, "any")
+    assert any("called 2 times" in (plan.reason or "") for plan in attached(model).plans)
+    loaded = load(dynprune.save(model, tmp_path / "model"), factory=Twice)
+    assert torch.equal(loaded(x), model(x))

@@ -161,8 +161,9 @@ class _Gatherer:
             [self.rank[axis[place]] for axis, place in zip(axes, places, strict=True)]
         )
         positions = np.concatenate(places)
-        table = positions[np.lexsort((positions, ranks))]
-        return torch.from_numpy(table.reshape(len(np.unique(ranks)), -1))
+        table = positions[np.lexsort((positions, ranks))].reshape(len(np.unique(ranks)), -1)
+        # Several calls that read a neuron at one position are one.
+        return torch.from_numpy(np.unique(table, axis=1))
 
     def _made(self, layer: Layer) -> Ids:
         return self.root[layer.first : layer.first + layer.outputs]
