@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from dynprune import pipeline
 from dynprune import storage as files
@@ -40,7 +41,7 @@ def inspect(
         >>> [(p.group.kind, p.group.neurons, p.mode) for p in inspect(mlp, torch.randn(2, 8)).plans]
         [('ffn', 32, 'compact')]
     """
-    return pipeline.inspect_model(_loaded(model, example), _recipe(recipe))
+    return pipeline.inspect_model(_loaded(_eager(model), example), _recipe(recipe))
 
 
 def apply(
@@ -66,18 +67,21 @@ def apply(
     Raises:
         NoMatchError: where a pattern matches nothing, or nothing can be gated.
     """
+    given, model = model, _eager(model)
     chosen = _recipe(recipe)
     if chosen is None:
         raise UsageError("apply needs a recipe: a name such as 'segformer-b0', a file, or a Recipe")
     if not inplace:
-        model = copy.deepcopy(model)
+        given = model = copy.deepcopy(model)
     calls = None if calibration is None else (_example(call) for call in calibration)
-    return pipeline.apply_recipe(_loaded(model, example), chosen, calibration=calls)
+    pipeline.apply_recipe(_loaded(model, example), chosen, calibration=calls)
+    return given
 
 
 def restore(model: nn.Module) -> nn.Module:
     """Take gates and rewrites out again, in place: an untrained model gets its own bits back."""
-    return pipeline.restore(model)
+    pipeline.restore(_eager(model))
+    return model
 
 
 def save(model: nn.Module, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -86,6 +90,7 @@ def save(model: nn.Module, directory: str | Path, *, overwrite: bool = False) ->
     Raises:
         OutputError: where the directory cannot be written.
     """
+    model = _eager(model)
     return files.save(model, directory, overwrite=overwrite, provenance=provenance_of(model))
 
 
@@ -100,6 +105,11 @@ def load(directory: str | Path, *, factory: Callable[[], nn.Module] | None = Non
         InputError: where files are missing or damaged.
     """
     return files.load(directory, factory=factory)
+
+
+def _eager(model: nn.Module) -> nn.Module:
+    """Give the module that `torch.compile` wrapped; it is compiled anew when it has changed."""
+    return model._orig_mod if isinstance(model, OptimizedModule) else model
 
 
 def _example(example: ExampleLike) -> Example:

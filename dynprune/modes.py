@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["at_inference", "evaluating"]
+__all__ = ["at_inference", "evaluating", "keeping_buffers"]
 
 
 @contextmanager
@@ -37,3 +37,23 @@ def at_inference(model: nn.Module) -> Iterator[None]:
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Give every buffer the value back, in place, that it had before: models may count calls."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in before:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+                if name in module._buffers:
+                    module._buffers[name] = buffer

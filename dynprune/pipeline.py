@@ -42,7 +42,7 @@ from dynprune.gate import (
 from dynprune.gate.probe import small_example
 from dynprune.graph import find_groups
 from dynprune.models import LoadedModel
-from dynprune.modes import at_inference
+from dynprune.modes import at_inference, keeping_buffers
 from dynprune.provenance import Provenance, provenance_of, set_provenance
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.recipe.build import (
@@ -126,9 +126,10 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
     try:
         # Nothing is kept, so the proof may run on less.
-        with at_inference(model):
-            small = small_example(model, loaded.example)
-        records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
+        with keeping_buffers(model):
+            with at_inference(model):
+                small = small_example(model, loaded.example)
+            records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
         grouping = find_groups(model, loaded.example)
         if recipe is None:
             configs = {g.name: GateConfig() for g in grouping.groups}
@@ -183,7 +184,8 @@ def apply_recipe(
             model, loaded.example, found, calibration, align=recipe.apply.gate.align
         )
         logger.info("Removed %d neurons of type III.", sum(len(r.details["dead"]) for r in removed))
-    rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
+    with keeping_buffers(model):
+        rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
     try:
         grouping = find_groups(model, loaded.example)
         configs = gate_configs(recipe, grouping.groups)

@@ -240,3 +240,59 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+class RotaryAttention(nn.Module):
+    """Attention with rotary positions as products of complex numbers, the way Llama came out."""
+
+    def __init__(self, width: int, heads: int, tokens: int) -> None:
+        super().__init__()
+        self.n_heads, self.head_dim = heads, width // heads
+        self.wq, self.wk = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.wv, self.wo = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        angles = torch.outer(torch.arange(tokens), 0.1 ** torch.arange(self.head_dim // 2))
+        turns = torch.polar(torch.ones_like(angles), angles)
+        self.register_buffer("turns", torch.view_as_real(turns), persistent=False)
+
+    def turned(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))  # (B, N, heads, d / 2)
+        turns = torch.view_as_complex(self.turns)[:, None]
+        return torch.view_as_real(pairs * turns).flatten(3).type_as(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, _ = x.shape
+        q, k, v = (
+            layer(x).view(B, N, self.n_heads, self.head_dim)
+            for layer in (self.wq, self.wk, self.wv)
+        )
+        q, k, v = (y.transpose(1, 2) for y in (self.turned(q), self.turned(k), v))
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.wo(x.transpose(1, 2).reshape(B, N, -1))
+
+
+class SwiGlu(nn.Module):
+    """A hidden layer of two factors."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w1, self.w3 = nn.Linear(width, hidden), nn.Linear(width, hidden)
+        self.w2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class RotaryEncoder(nn.Module):
+    """One block of an encoder with rotary positions and SwiGLU."""
+
+    def __init__(self, width: int = 32, heads: int = 4, tokens: int = 10) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(64, width)
+        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.attention = RotaryAttention(width, heads, tokens)
+        self.mlp = SwiGlu(width, 2 * width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))

@@ -4,6 +4,7 @@ import doctest
 
 import pytest
 import torch
+import transformers as hf
 from torch import nn
 
 import dynprune
@@ -67,3 +68,36 @@ def test_importing_the_package_imports_no_torch():
 
     code = "import sys, dynprune; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_compiled_model_is_gated_in_its_wrapper(tmp_path):
+    plain, x = make(), torch.randn(3, 4, 8)
+    model = torch.compile(plain, backend="eager")
+    dense = model(x)
+    assert [plan.mode for plan in dynprune.inspect(model, x).plans] == ["compact"]
+    assert dynprune.apply(model, x, parse_recipe(RECIPE)) is model
+    pruned = model(x)
+    assert torch.equal(pruned, plain(x))
+    assert not torch.equal(pruned, dense)
+    dynprune.save(model, tmp_path / "student")
+    assert torch.equal(dynprune.load(tmp_path / "student", factory=make)(x), pruned)
+    dynprune.restore(model)
+    assert torch.equal(model(x), dense)
+
+
+def test_a_scripted_model_is_refused_in_words():
+    with pytest.raises(UsageError, match="TorchScript module, whose layers cannot be replaced"):
+        dynprune.inspect(torch.jit.script(make()), torch.randn(3, 4, 8))
+
+
+def test_a_part_of_a_transformers_model_is_loaded_by_its_factory(tmp_path):
+    def part() -> nn.Module:
+        sizes = {"d_model": 32, "encoder_ffn_dim": 64, "encoder_attention_heads": 4}
+        torch.manual_seed(0)
+        return hf.BartModel(hf.BartConfig(**sizes, encoder_layers=1, vocab_size=16)).encoder.eval()
+
+    model, call = part(), {"input_ids": torch.randint(3, 16, (2, 6))}
+    dynprune.apply(model, call, parse_recipe(RECIPE))
+    wanted = run(model, dynprune.Example((), call))
+    loaded = dynprune.load(dynprune.save(model, tmp_path / "student"), factory=part)
+    assert error(run(loaded, dynprune.Example((), call)), wanted) == 0.0

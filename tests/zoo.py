@@ -428,6 +428,11 @@ ZOO: dict[str, Animal] = {
         {("qk", 32, 2): 1, ("v", 32, 2): 1, ("ffn", 128, 0): 1},
         rewrites=UNPACKED,
     ),
+    "rotary_encoder": Animal(
+        plain.RotaryEncoder,
+        lambda: Example((torch.randint(1, 60, (1, 10)),)),
+        {("qk", 16, 4): 1, ("v", 32, 4): 1, ("ffn", 64, 0): 1},  # Pairs that turn together.
+    ),
     "conv1x1_convnext": Animal(plain.ConvNeXt, _image(32), {("ffn", 64, 0): 2}),
 }
 

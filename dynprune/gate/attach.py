@@ -1,5 +1,6 @@
 """Gate a model: plan every group, prove it by running it, and put the gates in."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -14,11 +15,14 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import GateConfig, NeuronGate
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.probe import Probe, probe, small_example
+from dynprune.gate.survive import those_that_run
 from dynprune.gate.verify import close, verify
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.modes import at_inference
+from dynprune.modes import at_inference, keeping_buffers
 
 __all__ = ["gate_model", "plan_groups"]
+
+logger = logging.getLogger(__name__)
 
 
 def plan_groups(
@@ -42,17 +46,27 @@ def plan_groups(
     """
     fallback = GateConfig()
     plans = []
-    with at_inference(model):
+    with at_inference(model), keeping_buffers(model):
         small = small_example(model, example)
         seen = probe(model, small, groups)
         for group in groups:
             plan = GroupPlan(group, configs.get(group.name, fallback))
             plans.append(_first_plan(model, plan, seen, configs, ignored, allow_causal))
-        inject(model, plans)
         try:
-            return verify(model, plans, small, seen.calls)
-        finally:
-            remove(model)
+            return _verified(model, plans, small, seen)
+        except Exception as error:  # of the host's own code, on layers that it does not know
+            logger.debug("Verification fails: %s", error, exc_info=True)
+        return _verified(model, those_that_run(model, plans, small), small, seen)
+
+
+def _verified(
+    model: nn.Module, plans: Sequence[GroupPlan], example: Example, seen: Probe
+) -> list[GroupPlan]:
+    inject(model, plans)
+    try:
+        return verify(model, plans, example, seen.calls)
+    finally:
+        remove(model)
 
 
 def gate_model(

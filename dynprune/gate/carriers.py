@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from dynprune.errors import GateError
+from dynprune.gate.layout import lend_attributes
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.rewrite.memory import marked_by_strides
 
@@ -40,6 +41,7 @@ class DynamicDepthwiseConv(nn.Module):
             self.register_parameter(name, source._parameters[name])
         self.stride, self.padding, self.dilation = source.stride, source.padding, source.dilation
         self._gate = (gate,)  # a tuple: the gate belongs to its producer
+        lend_attributes(source, self)
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +99,7 @@ class DynamicBatchNorm(nn.Module):
             raise GateError("A batch norm without running statistics cannot be narrowed.")
         self.source = source
         self._gate = (gate,)
+        lend_attributes(source, self)
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,15 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from dynprune.errors import GateError
 from dynprune.gate.instances import InstanceLayout, from_instances, to_instances
+from dynprune.gate.layout import WeightLayout, lend_attributes, weight_layout
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.predictor import pool_tokens
 from dynprune.gate.topr import kept_values
 
 __all__ = ["DynamicLinear", "Port"]
-
-WeightLayout = Literal["linear", "transposed", "pointwise"]
 
 
 @dataclass(frozen=True)
@@ -85,27 +83,12 @@ class DynamicLinear(nn.Module):
         Raises:
             GateError: where the module is none.
         """
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if isinstance(module, cls):
             return module
-        if isinstance(module, nn.Linear):
-            layout: WeightLayout = "linear"
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            ones = all(k == 1 for k in (*module.kernel_size, *module.stride, module.groups))
-            if not ones or any(p != 0 for p in module.padding):
-                raise GateError(f"{type(module).__name__} is not a 1x1 convolution.")
-            layout = "pointwise"
-        elif (
-            isinstance(weight, nn.Parameter)
-            and weight.dim() == 2
-            and len(list(module.children())) == 0
-        ):
-            layout = "transposed"
-        else:
-            raise GateError(f"{type(module).__name__} is not a linear layer.")
-        if not isinstance(weight, nn.Parameter):
-            raise GateError(f"{type(module).__name__} keeps no weight parameter.")
+        layout = weight_layout(module)
+        weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
         layer = cls(weight, bias, layout=layout)
+        lend_attributes(module, layer)
         layer.train(module.training)
         return layer
 

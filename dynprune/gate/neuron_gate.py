@@ -225,6 +225,7 @@ class NeuronGate(nn.Module):
         if self.predictor is None:
             return self.prior.expand(batch, -1), None
         f: Tensor = self.predictor(pool_tokens(tokens, self.config.pool, self.real_tokens(tokens)))
+        f = f.to(self.prior.dtype)  # autocast makes it coarser
         factor = 1.0 + self.beta * f if self.config.mode == "value" else None
         return self.prior + f, factor
 

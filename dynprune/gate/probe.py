@@ -2,11 +2,12 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
@@ -18,6 +19,9 @@ __all__ = ["Probe", "probe", "small_example"]
 Hook = Callable[[nn.Module, tuple[Any, ...]], None]
 
 logger = logging.getLogger(__name__)
+
+#: Why a layer's input has no batch.
+CONSTANT = "its input does not depend on the model's input"
 
 SMALL = 128  # pixels a side that suffice to see how a model handles its neurons
 
@@ -54,15 +58,15 @@ def small_example(model: nn.Module, example: Example) -> Example:
 
 
 def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> Probe:
-    """Run two instances, change the second, and see which rows of each producer's input change.
+    """Run two instances, change the second, and see which rows of each layer's input change.
 
     Args:
         model: dense, in eval mode.
         example: a call with two instances.
-        groups: whose first producers are watched.
+        groups: whose layers are watched.
     """
     result = Probe()
-    owners = {group.producers[0].module for group in groups}
+    watched = {name for group in groups for name in _layers(group)}
     other = example.batched(2, seed=1)
     mixed = pytree.tree_map(
         _mix, (example.args, dict(example.kwargs)), (other.args, dict(other.kwargs))
@@ -74,7 +78,7 @@ def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> 
         handles = []
         for name, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(_counter(result.calls, name)))
-            if name in owners:
+            if name in watched:
                 handles.append(module.register_forward_pre_hook(_keeper(inputs, name)))
         try:
             call.run(model)
@@ -83,12 +87,18 @@ def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> 
                 handle.remove()
         seen.append(inputs)
     for group in groups:
-        name = group.producers[0].module
-        if name not in seen[0] or name not in seen[1]:
-            result.layouts[group.name] = f"{name} did not run"
-        else:
-            result.layouts[group.name] = _layout(seen[0][name], seen[1][name])
+        first, *others = _layers(group)
+        layout = _layout_at(first, *seen)
+        for name in others:
+            if isinstance(layout, InstanceLayout) and (fault := _apart(name, layout, *seen)):
+                layout = fault
+        result.layouts[group.name] = layout
     return result
+
+
+def _layers(group: NeuronGroup) -> list[str]:
+    """Name the layers that make or read a group's neurons, the gate's owner first."""
+    return list(dict.fromkeys(c.module for c in (*group.producers, *group.consumers)))
 
 
 def _mix(first: object, second: object) -> object:
@@ -108,10 +118,37 @@ def _counter(calls: Counter[str], name: str) -> Hook:
 
 def _keeper(inputs: dict[str, Tensor], name: str) -> Hook:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
-            inputs[name] = args[0].detach().clone()
+        if args and isinstance(args[0], Tensor) and not is_functorch_wrapped_tensor(args[0]):
+            # A row of channels is as good as its sum, which a change of any of them changes.
+            inputs[name] = args[0].detach().sum(-1, keepdim=True, dtype=torch.float64)
 
     return hook
+
+
+def _layout_at(
+    name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> InstanceLayout | str:
+    """Say where the batch is in a layer's input, or why that cannot be said."""
+    if name not in before or name not in after:
+        return f"{name} did not run on tensors of the whole batch"
+    return _layout(before[name], after[name])
+
+
+def _apart(
+    name: str,
+    layout: InstanceLayout,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+) -> str | None:
+    """Say why the rows of another layer of a group are not those of its first, or None."""
+    found = _layout_at(name, before, after)
+    if found == CONSTANT and layout.axis == 0 and before[name].shape[0] % 2 == 0:
+        return None
+    if isinstance(found, str):
+        return f"at {name} {found}"
+    if found.axis != layout.axis:
+        return f"at {name} the batch lies along another axis"
+    return None
 
 
 def _layout(before: Tensor, after: Tensor) -> InstanceLayout | str:
@@ -127,5 +164,5 @@ def _layout(before: Tensor, after: Tensor) -> InstanceLayout | str:
         if bool(columns[1]) and not bool(columns[0]):
             return InstanceLayout(1)
     if not bool(changed.any()):
-        return "its input does not depend on the model's input"
+        return CONSTANT
     return "the rows of different inputs interleave, so no gate can tell them apart"

@@ -85,6 +85,11 @@ def trace(model: nn.Module, example: Example) -> Trace:
     Raises:
         UsageError: the model fails on the example.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UsageError(
+            f"{type(model).__name__} is or holds a TorchScript module, whose layers cannot be "
+            "replaced; give the Python module that it was made from"
+        )
     start = time.perf_counter()
     with at_inference(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The tracer warns about its own internals.

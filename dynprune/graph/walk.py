@@ -24,11 +24,14 @@ Rule = Callable[["Walk", fx.Node], Labels]
 #: Why an output of the model is no hidden neuron.
 RETURNED = "returned as an output of the model"
 
+#: The addition of a layer's own bias, in a layer that does it by itself.
+BIAS = "own bias"
+
 #: Operations that may stand inside a linear layer beside its one product.
 _REARRANGE = {
     "alias", "clone", "contiguous", "detach", "expand", "flatten", "permute", "reshape",
     "squeeze", "t", "to", "_to_copy", "transpose", "unflatten", "unsqueeze", "view",
-    "_unsafe_view", "_assert_tensor_metadata", "type_as", "numpy_T", "mT",
+    "_unsafe_view", "_assert_tensor_metadata", "type_as", "numpy_T", "mT", "getitem", BIAS,
 }  # fmt: skip
 #: Operations that hand on a weight as it is.
 _COPIES = {"to", "_to_copy", "detach", "alias", "contiguous", "clone", "lift_fresh_copy"}
@@ -76,8 +79,9 @@ class Walk:
         for node, scope in trace.scopes.items():
             if node.op == "call_function":
                 parts = scope.split(".")
+                name = BIAS if self.adds_own_bias(node) else operation(node)
                 for end in range(1, len(parts) + 1):
-                    self._operations[".".join(parts[:end])].append(operation(node))
+                    self._operations[".".join(parts[:end])].append(name)
 
     def run(self) -> Ledger:
         """Walk the whole graph."""
@@ -142,6 +146,13 @@ class Walk:
     def scope(self, node: fx.Node) -> str:
         """The innermost module that ran a node."""
         return self.trace.scopes.get(node, "")
+
+    def adds_own_bias(self, node: fx.Node) -> bool:
+        """Whether a node adds the bias of the very module that runs it."""
+        if operation(node) != "add" or node.kwargs.get("alpha", 1) != 1:
+            return False
+        own = f"{self.scope(node)}.bias"
+        return any(own in self.names(argument) for argument in node.args)
 
     # -- what rules report
 
@@ -222,8 +233,9 @@ class Walk:
         while todo:
             node = todo.pop()
             for user in node.users:
-                if user.op == "output":
-                    continue
+                owner = user.graph.owning_module
+                if user.op == "output" or (owner is not None and self._body(owner, user)):
+                    continue  # A wrapped graph has nodes of its own that read it.
                 if operation(user) in _COPIES | {"t", "numpy_T", "mT"}:
                     todo.append(user)
                 elif operation(user) not in {"_assert_tensor_metadata"}:
@@ -297,7 +309,8 @@ class Walk:
         for place, argument in enumerate(node.args):
             if isinstance(argument, fx.Node) and argument.op == "get_attr":
                 nested = inspect.getattr_static(module, str(argument.target), None)
-                nested = nested or module._modules.get(str(argument.target))
+                if nested is None:
+                    nested = module._modules.get(str(argument.target))
                 if isinstance(nested, fx.GraphModule) and place + 1 < len(node.args):
                     return nested, list(node.args[place + 1 :])
         return None

@@ -34,6 +34,7 @@ MODES = {
     "phi3": {"qk": "scatter", "v": "scatter"},
     "fused_vit": {"qk": "scatter", "v": "scatter"},
     "fused_pvt": {"qk": "scatter", "v": "scatter"},
+    "rotary_encoder": {"qk": "scatter", "v": "scatter"},
 }
 
 

@@ -8,9 +8,12 @@ from torch import Tensor, fx
 
 from dynprune.graph.labels import columns, ids, varying
 from dynprune.graph.ledger import Layer
-from dynprune.graph.walk import Labels, Rule, Walk
+from dynprune.graph.walk import Labels, Rule, Walk, operation
 
-__all__ = ["LAYERS", "through_layer"]
+__all__ = ["LAYERS", "through_weight"]
+
+#: What turns a stored weight round.
+_TRANSPOSITIONS = {"mT", "numpy_T", "permute", "t", "transpose"}
 
 
 def through_layer(
@@ -50,8 +53,21 @@ def _linear(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     source, weight = a["input"], a["weight"]
     walk.spoil_others(node, source)
-    outputs, inputs = walk.shape(weight)
+    return through_weight(walk, node, source, weight, transposed=False)
+
+
+def through_weight(
+    walk: Walk, node: fx.Node, source: fx.Node, weight: fx.Node, *, transposed: bool
+) -> Labels:
+    """A product with a two-dimensional weight, given as (in, out) where ``transposed``.
+
+    The module may store it the other way round and turn it first.
+    """
+    outputs, inputs = walk.shape(weight)[:: -1 if transposed else 1]
+    while operation(weight) in _TRANSPOSITIONS and len(walk.shape(weight)) == 2:
+        weight, transposed = weight.args[0], not transposed  # type: ignore[assignment]
     layer = walk.layer(node, weight, inputs, outputs)
+    layer.transposed = transposed
     macs = math.prod(walk.shape(node)) * inputs
     return through_layer(walk, node, layer, source, axis=-1, op="linear", macs=macs)
 
@@ -192,16 +208,7 @@ def _addmm(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     source, weight = a["mat1"], a["mat2"]
     walk.spoil_others(node, source)
-    return through_transposed(walk, node, source, weight)
-
-
-def through_transposed(walk: Walk, node: fx.Node, source: fx.Node, weight: fx.Node) -> Labels:
-    """A product with a two-dimensional weight on the right, stored as (in, out)."""
-    inputs, outputs = walk.shape(weight)
-    layer = walk.layer(node, weight, inputs, outputs)
-    layer.transposed = True
-    macs = math.prod(walk.shape(node)) * inputs
-    return through_layer(walk, node, layer, source, axis=-1, op="linear", macs=macs)
+    return through_weight(walk, node, source, weight, transposed=True)
 
 
 def _embedding(walk: Walk, node: fx.Node) -> Labels:

@@ -34,7 +34,8 @@ def _unary(walk: Walk, node: fx.Node) -> Labels:
     source = node.args[0]
     labels = walk.labels(source)
     name = operation(node)
-    walk.spoil_others(node, source)
+    if name != "type_as":  # Of the other value it takes the type alone.
+        walk.spoil_others(node, source)
     if labels is None:
         return None
     if name in _MOVE_ZERO and not _keeps_zero(walk, node):
@@ -72,7 +73,11 @@ def _product(walk: Walk, node: fx.Node) -> Labels:
 def _sum(walk: Walk, node: fx.Node) -> Labels:
     """Add, subtract or take the larger: the neurons become one."""
     a = walk.arguments(node)
-    return _combine(walk, node, a["self"], a["other"], by_sum=True)
+    left, right = a["self"], a["other"]
+    made = walk.labels(left) if walk.labels(left) is not None else walk.labels(right)
+    if made is not None and walk.adds_own_bias(node):
+        return _raise(made, walk.shape(node))  # A part of the layer.
+    return _combine(walk, node, left, right, by_sum=True)
 
 
 def _where(walk: Walk, node: fx.Node) -> Labels:
@@ -96,6 +101,21 @@ def _fused(walk: Walk, node: fx.Node) -> Labels:
     """The forms ``self + value * a * b`` (`addcmul`) and ``lerp``."""
     walk.spoil(node.all_input_nodes, f"passes through {operation(node)}, of which nothing is known")
     return None
+
+
+def _to_complex(walk: Walk, node: fx.Node) -> Labels:
+    """Read pairs as complex numbers (rotary positions): the two of a pair become one neuron."""
+    labels = walk.labels(node.args[0])
+    if labels is None:
+        return None
+    real, imaginary = labels.unbind(-1)
+    return _meet(walk, real, imaginary, by_sum=False)
+
+
+def _to_real(walk: Walk, node: fx.Node) -> Labels:
+    """Read complex numbers as pairs."""
+    labels = walk.labels(node.args[0])
+    return None if labels is None else labels[..., None].expand(walk.shape(node))
 
 
 def _nothing(_: Walk, __: fx.Node) -> Labels:
@@ -170,6 +190,8 @@ POINTWISE: dict[str, Rule] = {
     **dict.fromkeys(("add", "sub", "rsub", "maximum", "minimum", "subtract"), _sum),
     "where": _where,
     "masked_fill": _masked_fill,
+    "view_as_complex": _to_complex,
+    "view_as_real": _to_real,
     "addcmul": _fused,
     "lerp": _fused,
     "_assert_tensor_metadata": _nothing,

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor, fx
 
 from dynprune.graph.labels import compact, varying
-from dynprune.graph.rules.layers import through_layer, through_transposed
-from dynprune.graph.walk import Labels, Rule, Walk, operation
+from dynprune.graph.rules.layers import through_weight
+from dynprune.graph.walk import Labels, Rule, Walk
 
 __all__ = ["PRODUCTS"]
-
-#: What turns a stored weight (out, in) into a right factor (in, out).
-_TRANSPOSITIONS = {"mT", "numpy_T", "permute", "t", "transpose"}
 
 
 def _attention(walk: Walk, node: fx.Node) -> Labels:
@@ -87,13 +84,8 @@ def _matmul(walk: Walk, node: fx.Node) -> Labels:
         walk.spoil([first, second], "multiplied with a vector")
         walk.product(node, "matmul", math.prod(walk.shape(node)) * shapes[0][-1])
         return None
-    if len(shapes[1]) == 2 and walk.names(second):
-        return through_transposed(walk, node, first, second)
-    stored = second.args[0] if operation(second) in _TRANSPOSITIONS else None
-    if isinstance(stored, fx.Node) and len(shapes[1]) == 2 and walk.names(stored):
-        layer = walk.layer(node, stored, shapes[1][0], shapes[1][1])
-        macs = math.prod(walk.shape(node)) * shapes[1][0]
-        return through_layer(walk, node, layer, first, axis=-1, op="linear", macs=macs)
+    if len(shapes[1]) == 2 and len(walk.sources(second)) == 1 and not walk.depends_on_data(second):
+        return through_weight(walk, node, first, second, transposed=True)
     return _activations(walk, node, first, second)
 
 
