@@ -221,3 +221,27 @@ def test_a_refused_group_of_a_layer_that_runs_twice_does_not_stop_loading(tmp_pa
     assert any("called 2 times" in (plan.reason or "") for plan in attached(model).plans)
     loaded = load(dynprune.save(model, tmp_path / "model"), factory=Twice)
     assert torch.equal(loaded(x), model(x))
+
+
+def test_a_layer_that_reads_neurons_with_a_tied_weight_is_written(tmp_path):
+    import dynprune
+
+    class Tied(nn.Module):
+        """Its words are told by the weight that embeds them, right behind a narrower layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(24, 16), nn.Linear(16, 24, bias=False)
+            self.head.weight = self.embed.weight
+            self.up, self.out = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.out(self.up(self.embed(ids)).relu()))
+
+    torch.manual_seed(0)
+    model, ids = Tied().eval(), torch.randint(0, 24, (2, 6))
+    dynprune.apply(model, ids, "any")
+    assert [plan.mode for plan in attached(model).plans] == ["compact", "compact"]
+    loaded = load(dynprune.save(model, tmp_path / "model"), factory=Tied)
+    assert loaded.head.weight is loaded.embed.weight
+    assert torch.equal(loaded(ids), model(ids))

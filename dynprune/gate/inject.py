@@ -1,5 +1,6 @@
 """Put gated layers into a model, all of them or none, and take them out again."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -96,8 +97,11 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
         replacements = _build(model, gated(plans), record.call)
     record.originals = {name: model.get_submodule(name) for name in replacements}
     replace_everywhere(model, {record.originals[name]: new for name, new in replacements.items()})
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for new in replacements.values():
-        if isinstance(new, DynamicLinear) and new.reads and new.layout != "transposed":
+        if not isinstance(new, DynamicLinear) or not new.reads or new.layout == "transposed":
+            continue
+        if uses[id(new.weight)] == 1:  # a tied one stays as its other owners know it
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
     record.hook = model.register_forward_pre_hook(record.call, with_kwargs=True)

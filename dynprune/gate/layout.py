@@ -28,7 +28,8 @@ def weight_layout(module: nn.Module) -> WeightLayout:
         layout: WeightLayout = "linear"
     elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         ones = all(k == 1 for k in (*module.kernel_size, *module.stride, module.groups))
-        if not ones or any(p != 0 for p in module.padding):
+        padded = not isinstance(module.padding, str) and any(p != 0 for p in module.padding)
+        if not ones or padded:
             raise GateError(f"{kind} is not a 1x1 convolution.")
         layout = "pointwise"
     else:

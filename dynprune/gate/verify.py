@@ -17,16 +17,16 @@ from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import Execution
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
+from dynprune.gate.results import TOLERANCE, Results, close, tensors_of
 
-__all__ = ["close", "tensors_of", "verify"]
+__all__ = ["verify"]
 
 logger = logging.getLogger(__name__)
 
 TRIAL_RATIO = 0.5  # share of neurons that a trial skips
 
-# Largest difference over the largest magnitude of the reference. Sums of a few hundred products
-# in another order differ by about 1e-6 in float32; a wrong index set by 1e-1 and more.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+#: Why the negative control of a group says nothing.
+UNSEEN = "neurons that it keeps do not change the output"
 
 
 @dataclass
@@ -162,6 +162,9 @@ class _Trial:
         try:
             self.tolerance = self._coarsest()
             plans = [self._controlled(plan) for plan in self.plans]
+            if any(plan.reason == UNSEEN for plan in plans):  # an untrained model may pass zeros on
+                self.call = _noisy(self.call)
+                plans = [self._controlled(plan) for plan in self.plans]
             kept = gated(plans)
             modes = self._best([p for p in plans if p.mode != "refused"]) if kept else {}
             return [modes.get(p.group.name, p) for p in plans]
@@ -203,6 +206,8 @@ class _Trial:
             reference = self._run({})
         except Exception as error:  # the host's own code, on gated layers
             return plan.refused(f"its module fails with a gated layer in its place: {_line(error)}")
+        if gate.state.selection is None:
+            return plan.refused("the model keeps its layers elsewhere and does not run gated ones")
         dropped = (gate.mask.sum(0) == 0).nonzero().flatten()
         kept = (gate.mask.sum(0) == 2).nonzero().flatten()
         if not len(dropped) or not len(kept):
@@ -210,10 +215,10 @@ class _Trial:
         if not self._agrees(lambda: self._disturbed(plan, dropped), reference):
             return plan.refused("neurons that it skips still change the output")
         if self._agrees(lambda: self._disturbed(plan, kept), reference):
-            return plan.refused("neurons that it keeps do not change the output")
+            return plan.refused(UNSEEN)
         return plan
 
-    def _disturbed(self, plan: GroupPlan, neurons: Tensor) -> list[Tensor]:
+    def _disturbed(self, plan: GroupPlan, neurons: Tensor) -> list[Tensor | None]:
         """Run with these neurons' producer rows replaced by noise."""
         saved: list[tuple[Tensor, Tensor, Tensor]] = []
         tensors: list[Tensor]
@@ -229,7 +234,7 @@ class _Trial:
                 saved.append((tensor, rows, before))
                 tensor[rows] = before + noise * tensor.std(unbiased=False).clamp_min(0.05) * 3
         try:
-            return self._run({})
+            return self._run({}, apart=plan)
         finally:
             for tensor, rows, before in saved:
                 tensor[rows] = before
@@ -275,7 +280,7 @@ class _Trial:
         return plan.mode if plan.mode != "refused" else "masked"
 
     def _compact(
-        self, plans: Sequence[GroupPlan], reference: list[Tensor]
+        self, plans: Sequence[GroupPlan], reference: Results
     ) -> tuple[tuple[HeadAttribute, ...] | None, str]:
         """Find head attributes under which these groups run compactly, or say why none."""
         candidates: list[HeadAttribute] = []
@@ -298,7 +303,7 @@ class _Trial:
             reason = reason or "its code does not follow narrow neurons"
         return None, reason
 
-    def _scattered(self, plan: GroupPlan, reference: list[Tensor], why: str) -> GroupPlan:
+    def _scattered(self, plan: GroupPlan, reference: Results, why: str) -> GroupPlan:
         modes: tuple[Execution, ...] = ("scatter", "masked")
         for mode in modes:
             if self._agrees(partial(self._run, {plan.group.name: mode}), reference):
@@ -312,24 +317,46 @@ class _Trial:
         modes: Mapping[str, Execution],
         heads: Sequence[HeadAttribute] = (),
         narrowing: Sequence[str] = (),
-    ) -> list[Tensor]:
-        """Run the unit with these modes; groups that are not named are masked."""
+        apart: GroupPlan | None = None,
+    ) -> list[Tensor | None]:
+        """Run the unit with these modes; groups that are not named are masked.
+
+        Returns:
+            The output, and what every layer that reads neurons makes of them: later layers may
+            hide it (a scale that starts near zero). None where its own neurons are narrow, or are
+            those of the plan ``apart``.
+        """
         for name, gate in self.gates.items():
             gate.narrow_heads(())
             gate.verified = modes.get(name, "masked")
             gate.requested = "compact"
         narrow(self.model, heads, [self.gates[name] for name in narrowing])
         torch.clear_autocast_cache()  # of weights that a trial has changed since
+        made: dict[nn.Module, Tensor | None] = {}
+
+        def keep(layer: nn.Module, _args: Any, output: Tensor) -> None:
+            assert isinstance(layer, DynamicLinear)
+            own = None if apart is None else self.gates[apart.group.name]
+            differs = any(p.gate is own or p.gate.running == "compact" for p in layer.makes)
+            made[layer] = None if differs else output
+
+        names = {c.module for plan in self.plans for c in plan.group.consumers}
+        readers = [self.model.get_submodule(name) for name in sorted(names)]
+        handles = [reader.register_forward_hook(keep) for reader in readers]
         try:
             args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.call)
-            output = self.module.forward(*args, **kwargs)
+            with torch.random.fork_rng(devices=[]):  # chance falls alike in every run
+                torch.manual_seed(0)
+                output = self.module.forward(*args, **kwargs)
         finally:
+            for handle in handles:
+                handle.remove()
             for gate in self.gates.values():
                 gate.narrow_heads(())
                 gate.verified = "masked"
-        return tensors_of(output)
+        return [*tensors_of(output), *(made.get(reader) for reader in readers)]
 
-    def _agrees(self, run: Callable[[], list[Tensor]], reference: list[Tensor]) -> bool:
+    def _agrees(self, run: Callable[[], Results], reference: Results) -> bool:
         try:
             return close(run(), reference, self.tolerance)
         except Exception as error:  # host code fails in its own ways on narrow tensors
@@ -337,35 +364,15 @@ class _Trial:
             return False
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """Give the tensors of a model's output, also of dataclasses that pytree does not know."""
-    if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
-        return [leaf for value in vars(output).values() for leaf in tensors_of(value)]
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+def _noisy(call: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Add noise to every number of a call."""
+    generator = torch.Generator().manual_seed(2)
 
+    def noisy(x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x
 
-def close(result: Sequence[Tensor], reference: Sequence[Tensor], tolerance: float = 0.0) -> bool:
-    """Whether two results of a model are equal but for rounding.
-
-    Args:
-        result: tensors.
-        reference: that they should equal.
-        tolerance: of coarser types within the model; at least that of each tensor's own counts.
-    """
-    if len(result) != len(reference) or not reference:
-        return False
-    for got, want in zip(result, reference, strict=True):
-        if got.shape != want.shape:
-            return False
-        if not want.is_floating_point():
-            if not torch.equal(got, want):
-                return False
-            continue
-        scale = want.abs().max().clamp_min(1e-12)
-        error = (got - want).abs().max() / scale
-        if not bool(error <= max(tolerance, TOLERANCE.get(want.dtype, 2e-5))):
-            return False
-    return True
+    noised: tuple[Any, ...] = pytree.tree_map_only(Tensor, noisy, call)
+    return noised
 
 
 def _line(error: Exception) -> str:

@@ -9,7 +9,10 @@ from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 
-__all__ = ["Recorded", "record_one_run"]
+__all__ = ["DECOMPOSED", "Recorded", "record_one_run"]
+
+#: Operations that are brought to simpler ones before labels walk through them.
+DECOMPOSED = {torch.ops.aten.einsum.default}
 
 Recorded = tuple[
     fx.GraphModule,
@@ -74,8 +77,13 @@ def record_one_run(model: nn.Module, example: Example) -> Recorded:
             module.register_forward_hook(leave),
         ]
     try:
+        table = torch.export.default_decompositions()
         traced = make_fx(
-            call, tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False
+            call,
+            decomposition_table={op: table[op] for op in DECOMPOSED},
+            tracing_mode="real",
+            pre_dispatch=True,
+            _error_on_data_dependent_ops=False,
         )
         module = traced(state, [leaves[i] for i in places])
     finally:

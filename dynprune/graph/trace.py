@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph.branches import record_branches
-from dynprune.graph.fallback import Recorded, record_one_run
+from dynprune.graph.fallback import DECOMPOSED, Recorded, record_one_run
 from dynprune.modes import at_inference
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
@@ -28,9 +28,6 @@ Method = Literal["export", "make_fx"]
 
 #: Instances in the traced call: with two, the batch axis cannot be mistaken for another of size 1.
 INSTANCES = 2
-
-#: Operations that are brought to simpler ones before labels walk through them.
-_DECOMPOSED = {torch.ops.aten.einsum.default}
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +150,9 @@ def _first_line(error: Exception | None) -> str:
 def _exported(model: nn.Module, call: Example, batch: int, start: float) -> Trace:
     program = torch.export.export(model, call.args, dict(call.kwargs), strict=False)
     operations = {node.target for node in program.graph.nodes}
-    if operations & _DECOMPOSED or any(_touches_neurons(node) for node in program.graph.nodes):
+    if operations & DECOMPOSED or any(_touches_neurons(node) for node in program.graph.nodes):
         table = torch.export.default_decompositions()
-        program = program.run_decompositions({op: table[op] for op in operations & _DECOMPOSED})
+        program = program.run_decompositions({op: table[op] for op in operations & DECOMPOSED})
     signature = program.graph_signature
     targets: dict[str, str] = {
         **signature.inputs_to_parameters,

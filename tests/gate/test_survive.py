@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.gate import GateConfig, gates, plan_groups
+from dynprune.gate import GateConfig, gates, plan_groups, remove
 from dynprune.graph import find_groups
-from tests.gate.test_hosts import BFLOAT16, difference, gate_all
+from tests.gate.test_hosts import BFLOAT16, ROUNDING, difference, gate_all
 from tests.graph.adversaries import TwoLinears
 
 
@@ -108,3 +108,74 @@ def test_buffers_that_a_run_changes_get_their_values_back():
     planned(model, call())
     assert not gates(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Listing(nn.Module):
+    """Runs its layers out of a plain list, beside the names that they are registered under."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)]
+        for place, layer in enumerate(self.layers):
+            self.add_module(str(place), layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_layers_in_a_plain_list_are_replaced_there_and_put_back():
+    model = Listing().eval()
+    before, dense = list(model.layers), model(call().args[0])
+    (plan,) = gate_all(model, call()).plans
+    assert plan.mode == "compact", plan.reason
+    assert difference(model, call().batched(3)) < ROUNDING
+    remove(model)
+    assert model.layers == before
+    assert torch.equal(model(call().args[0]), dense)
+
+
+def test_layers_that_the_host_keeps_out_of_sight_are_refused():
+    class Hiding(TwoLinears):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = ((self.fc1, self.fc2),)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.kept[0][1](F.gelu(self.kept[0][0](x)))
+
+    mode, reason = planned(Hiding().eval(), call())["fc1"]
+    assert mode == "refused"
+    assert "does not run gated ones" in reason
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0])
+def test_a_hidden_layer_under_a_scale_that_starts_near_zero_is_gated(scale):
+    """As in ConvNeXt and CaiT: what the layers make is looked at, not what is left of it."""
+
+    class Scaled(TwoLinears):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(torch.full((8,), scale))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.gamma * super().forward(x)
+
+    assert planned(Scaled().eval(), call())["fc1"] == ("compact", None)
+
+
+def test_a_model_whose_embedding_starts_near_zero_is_gated():
+    model = nn.Sequential(nn.Linear(8, 8), TwoLinears()).eval()
+    nn.init.normal_(model[0].weight, std=1e-9)
+    nn.init.zeros_(model[0].bias)
+    nn.init.zeros_(model[1].fc1.bias)
+    assert planned(model, call())["1.fc1"] == ("compact", None)
+
+
+def test_a_host_that_draws_random_numbers_is_verified_with_the_same_ones():
+    class Sampling(TwoLinears):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x[:, torch.randperm(x.shape[1])[:4]])
+
+    assert planned(Sampling().eval(), call())["fc1"] == ("compact", None)

@@ -17,7 +17,7 @@ from dynprune.gate import (
     set_prune_ratio,
     set_sparsity_progress,
 )
-from dynprune.gate.verify import close
+from dynprune.gate.results import close
 from dynprune.graph import NeuronGroup, find_groups
 from tests.gate.zoo_laws import error, forced, run
 from tests.graph.adversaries import REFUSED
