@@ -77,7 +77,8 @@ def inspect(name: str) -> Row:
 
 def _in_short(reason: str) -> str:
     """Leave out the model's own words, which name shapes of this size alone."""
-    return reason.partition(": ")[0] if reason.startswith("narrow heads") else reason
+    told = reason.startswith(("narrow heads", "fewer neurons"))
+    return reason.partition(": ")[0] if told else reason
 
 
 def _cell(text: str) -> str:
