@@ -124,7 +124,9 @@ def load_model(
         UsageError: if the arguments cannot be meant together.
     """
     found = _find(name, weights, architecture, config, seed)
-    example = example_of(found.module, input_shape or found.input_shape).to(device)
+    carried = getattr(found.module, "example_input_array", None) is not None
+    shape = input_shape or (None if carried else found.input_shape)
+    example = example_of(found.module, shape).to(device)
     return LoadedModel(
         module=found.module.to(device).eval(),
         example=example,

@@ -211,3 +211,26 @@ def test_the_source_of_a_plain_module_needs_its_factory():
     with pytest.raises(UsageError, match="give the module:function"):
         source_of(nn.Identity())
     assert source_of(nn.Identity(), "a:b").to_json() == {"kind": "factory", "factory": "a:b"}
+
+
+def test_a_written_model_is_called_on_the_example_that_it_carries(tmp_path, monkeypatch):
+    """Its shape alone would not tell token ids from pictures."""
+    (tmp_path / "words.py").write_text(
+        "import torch\n"
+        "from torch import nn\n\n\n"
+        "def make():\n"
+        "    layers = nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)\n"
+        "    model = nn.Sequential(*layers)\n"
+        "    model.example_input_array = torch.randint(0, 20, (1, 6))\n"
+        "    return model\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    import dynprune
+    from dynprune.models import load_model
+
+    first = load_model("words:make")
+    dynprune.apply(first.module, first.example, "any")
+    dynprune.save(first.module, tmp_path / "written")
+    again = load_model(f"words:make@{tmp_path / 'written'}")
+    assert again.example.tensors[0].dtype == torch.int64
+    again.example.run(again.module)

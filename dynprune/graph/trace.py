@@ -111,7 +111,10 @@ def trace(model: nn.Module, example: Example) -> Trace:
             note += "" if whole else f"; of the latter only the first {len(branches)}"
             traced = _recorded(recorded, call, example.batch, start)
             return replace(traced, notes=(note,), branches=tuple(branches))
-    message = f"the model fails on the example, so it cannot be traced: {_first_line(failure)}"
+    message = (
+        f"the model fails on the example, so it cannot be traced: {_first_line(failure)}. Give a "
+        "call that it takes; a model of a module:factory may carry one as its example_input_array"
+    )
     raise UsageError(message) from failure
 
 
