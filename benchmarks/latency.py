@@ -135,8 +135,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Give the rows as a Markdown table, a line for each engine."""
     lines = [
         "| row | input | engine | dense ms | rewritten ms | pruned ms | speedup | efficiency "
-        "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned |",
-        "|---|---|---|---:|---:|---:|---:|---:|---|---|",
+        "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned | runs |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|---|---:|",
     ]
     for row in rows:
         macs = " / ".join(f"{row['macs'][form] / 1e9:.2f}" for form in FORMS)
@@ -145,7 +145,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             times = [f"{found[f'{form}_ms']:.1f}" for form in FORMS]
             ratios = [f"**{found['speedup']:.2f}**", f"{found['efficiency']:.2f}"]
             place = "x".join(map(str, row["input"]))
-            cells = [row["row"], place, engine, *times, *ratios, macs, memory]
+            cells = [row["row"], place, engine, *times, *ratios, macs, memory, str(row["runs"])]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -155,9 +155,9 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
     return f"""# Latency
 
 Made by `python benchmarks/latency.py` on {rows[0]["machine"]}, {rows[0]["threads"]} threads, with
-torch {rows[0]["torch"]}. Random weights: what is executed depends on shapes alone. Medians of at
-least {min(row["runs"] for row in rows)} runs in turns; ratios within a row are what counts,
-milliseconds belong to one machine. Every timed run follows an untimed one of the same form, so that
+torch {rows[0]["torch"]}. Random weights: what is executed depends on shapes alone. Medians of runs
+in turns; ratios within a row are what counts, milliseconds belong to one machine. Every timed run
+follows an untimed one of the same form, so that
 caches are as in steady use; every engine compiles every form for the input size of its row.
 
 A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size.
