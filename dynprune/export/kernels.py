@@ -3,8 +3,10 @@
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.export import ExportedProgram
+
+from dynprune.export.nodes import describe, value_of
 
 __all__ = ["choose_kernels"]
 
@@ -37,18 +39,18 @@ def choose_kernels(program: ExportedProgram) -> ExportedProgram:
 
 def _is_over_tokens(node: fx.Node) -> bool:
     """Whether the node averages (B, T, C) to (B, C) in the precision that it reads."""
-    tokens = _value(node.args[0])
+    tokens = value_of(node.args[0])
     return (
         tokens.dim() == 3
         and [int(axis) % 3 for axis in cast(list[int], node.args[1])] == [1]
-        and _value(node).dim() == 2
-        and _value(node).dtype == tokens.dtype == torch.float32
+        and value_of(node).dim() == 2
+        and value_of(node).dtype == tokens.dtype == torch.float32
     )
 
 
 def _average_by_product(graph: fx.Graph, node: fx.Node) -> None:
     tokens = cast(fx.Node, node.args[0])
-    value = _value(tokens)
+    value = value_of(tokens)
     with graph.inserting_before(node):
         count: Any = value.shape[1]
         if not isinstance(count, int):
@@ -61,9 +63,9 @@ def _average_by_product(graph: fx.Graph, node: fx.Node) -> None:
         product = graph.call_function(_ATEN.matmul.default, (shares, tokens))  # (B, 1, C)
         mean = graph.call_function(_ATEN.squeeze.dim, (product, 1))
     for new, like in ((ones, row), (total, row.sum()), (shares, row)):
-        _describe(new, node, like)
-    _describe(product, node, _value(node).unsqueeze(1))
-    _describe(mean, node, _value(node))
+        describe(new, node, like)
+    describe(product, node, value_of(node).unsqueeze(1))
+    describe(mean, node, value_of(node))
     node.replace_all_uses_with(mean)
     graph.erase_node(node)
 
@@ -75,7 +77,7 @@ def _is_of_a_sum(node: fx.Node) -> bool:
         isinstance(source, fx.Node)
         and source.target == _ATEN.add.Tensor
         and len(source.users) == 1
-        and _value(source).dim() == 3
+        and value_of(source).dim() == 3
     )
 
 
@@ -87,16 +89,8 @@ def _norm_apart(graph: fx.Graph, node: fx.Node) -> None:
             _ATEN.layer_norm.default, (one, *node.args[1:]), dict(node.kwargs)
         )
         back = graph.call_function(_ATEN.squeeze.dim, (norm, 0))
-    for new, like in ((one, _value(source).unsqueeze(0)), (norm, _value(node).unsqueeze(0))):
-        _describe(new, node, like)
-    _describe(back, node, _value(node))
+    for new, like in ((one, value_of(source).unsqueeze(0)), (norm, value_of(node).unsqueeze(0))):
+        describe(new, node, like)
+    describe(back, node, value_of(node))
     node.replace_all_uses_with(back)
     graph.erase_node(node)
-
-
-def _value(node: Any) -> Tensor:
-    return cast(Tensor, node.meta["val"])
-
-
-def _describe(new: fx.Node, like: fx.Node, value: Tensor) -> None:
-    new.meta = {**like.meta, "val": value}

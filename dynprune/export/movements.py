@@ -7,6 +7,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from dynprune.export.nodes import describe
+
 __all__ = ["simplify_movements"]
 
 _ATEN = torch.ops.aten
@@ -59,8 +61,8 @@ def _to_map(graph: fx.Graph, node: fx.Node) -> None:
             _ATEN.reshape.default, (tokens, [batch, height, width, channels])
         )
         first = graph.call_function(_ATEN.permute.default, (last, [0, 3, 1, 2]))
-    _describe(last, node, node.meta["val"].permute(0, 2, 3, 1))
-    _describe(first, node, node.meta["val"])
+    describe(last, node, node.meta["val"].permute(0, 2, 3, 1))
+    describe(first, node, node.meta["val"])
     node.replace_all_uses_with(first)
     graph.erase_node(node)
 
@@ -80,8 +82,8 @@ def _to_tokens(graph: fx.Graph, node: fx.Node) -> None:
     with graph.inserting_before(node):
         last = graph.call_function(_ATEN.permute.default, (image, [0, 2, 3, 1]))
         tokens = graph.call_function(_ATEN.flatten.using_ints, (last, 1, 2))
-    _describe(last, node, image.meta["val"].permute(0, 2, 3, 1))  # type: ignore[union-attr]
-    _describe(tokens, node, node.meta["val"])
+    describe(last, node, image.meta["val"].permute(0, 2, 3, 1))  # type: ignore[union-attr]
+    describe(tokens, node, node.meta["val"])
     node.replace_all_uses_with(tokens)
     graph.erase_node(node)
 
@@ -99,7 +101,3 @@ def _shape(node: Any) -> tuple[str, ...]:
     """Give the shape by its symbols, so that comparing dynamic sizes guards on nothing."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(str(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
-
-
-def _describe(new: fx.Node, like: fx.Node, value: Any) -> None:
-    new.meta = {**like.meta, "val": value}

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from dynprune.export.nodes import describe, value_of
+
 __all__ = ["multiply_in_planes"]
 
 _ATEN = torch.ops.aten
@@ -45,8 +47,8 @@ def _is_depthwise(node: fx.Node) -> bool:
     """Whether the node convolves every channel of one instance's map by a filter of its own."""
     if node.target != _ATEN.conv2d.default or len(node.args) < 7:
         return False
-    batch, channels, groups = *_value(node).shape[:2], node.args[6]
-    return str(batch) == "1" != str(groups) == str(channels) == str(_value(node.args[1]).shape[0])
+    batch, channels, groups = *value_of(node).shape[:2], node.args[6]
+    return str(batch) == "1" != str(groups) == str(channels) == str(value_of(node.args[1]).shape[0])
 
 
 def _write_planes(graph: fx.Graph, convolution: fx.Node) -> None:
@@ -60,21 +62,21 @@ def _write_planes(graph: fx.Graph, convolution: fx.Node) -> None:
     assert isinstance(image, fx.Node)
     height, width = cast(Sequence[Any], tokens.args[1])[1:3]
     x, weight, bias = (*product.args, None)[:3]
-    value = _value(image)
+    value = value_of(image)
     with graph.inserting_before(image):
         swapped = graph.call_function(_ATEN.t.default, (x,))
-        _describe(swapped, image, _value(x).t())
+        describe(swapped, image, value_of(x).t())
         if bias is None:
             planes = graph.call_function(_ATEN.mm.default, (weight, swapped))
         else:
             column = graph.call_function(_ATEN.unsqueeze.default, (bias, 1))
-            _describe(column, image, _value(bias).unsqueeze(1))
+            describe(column, image, value_of(bias).unsqueeze(1))
             planes = graph.call_function(_ATEN.addmm.default, (column, weight, swapped))
-        _describe(planes, image, value[0].flatten(1))
+        describe(planes, image, value[0].flatten(1))
         new = graph.call_function(
             _ATEN.reshape.default, (planes, [1, value.shape[1], height, width])
         )
-        _describe(new, image, value)
+        describe(new, image, value)
     image.replace_all_uses_with(new)
 
 
@@ -89,19 +91,19 @@ def _read_planes(graph: fx.Graph, convolution: fx.Node) -> None:
     if _only_user(tokens, _ATEN.linear.default) is None:
         return
     assert tokens is not None
-    planes, value = convolution, _value(convolution)
+    planes, value = convolution, value_of(convolution)
     with graph.inserting_before(tokens):
         for node in between:
             planes = graph.call_function(
                 _ELEMENTWISE[node.target], (planes, *node.args[1:]), dict(node.kwargs)
             )
-            _describe(planes, node, value)
+            describe(planes, node, value)
         one = graph.call_function(_ATEN.squeeze.dim, (planes, 0))
-        _describe(one, tokens, value.squeeze(0))
+        describe(one, tokens, value.squeeze(0))
         flat = graph.call_function(_ATEN.flatten.using_ints, (one, 1))
-        _describe(flat, tokens, _value(tokens).t())
+        describe(flat, tokens, value_of(tokens).t())
         new = graph.call_function(_ATEN.t.default, (flat,))
-        _describe(new, tokens, _value(tokens))
+        describe(new, tokens, value_of(tokens))
     tokens.replace_all_uses_with(new)
 
 
@@ -118,11 +120,3 @@ def _only_user(node: fx.Node | None, target: Any = None) -> fx.Node | None:
         return None
     (user,) = node.users
     return user if target is None or user.target == target else None
-
-
-def _value(node: Any) -> Tensor:
-    return cast(Tensor, node.meta["val"])
-
-
-def _describe(new: fx.Node, like: fx.Node, value: Tensor) -> None:
-    new.meta = {**like.meta, "val": value}

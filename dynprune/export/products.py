@@ -1,10 +1,12 @@
 """Let products of one instance keep the batch's axis, for an engine that fuses what follows."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.export import ExportedProgram
+
+from dynprune.export.nodes import value_of
 
 __all__ = ["multiply_in_batches"]
 
@@ -30,7 +32,7 @@ def multiply_in_batches(program: ExportedProgram) -> ExportedProgram:
             continue
         with graph.inserting_before(node):
             product = graph.call_function(_ATEN.linear.default, (source, *node.args[1:]))
-        product.meta = {**node.meta, "val": _value(node).unsqueeze(0)}
+        product.meta = {**node.meta, "val": value_of(node).unsqueeze(0)}
         for user in list(node.users):
             user.replace_all_uses_with(product)
             graph.erase_node(user)
@@ -45,14 +47,10 @@ def _batched(node: fx.Node) -> fx.Node | None:
     if node.target != _ATEN.linear.default:
         return None
     rows = cast(fx.Node, node.args[0])
-    if rows.target != _ATEN.squeeze.dim or rows.args[1] != 0 or _value(rows).dim() != 2:
+    if rows.target != _ATEN.squeeze.dim or rows.args[1] != 0 or value_of(rows).dim() != 2:
         return None
     return cast(fx.Node, rows.args[0])
 
 
 def _restores_batch(user: fx.Node) -> bool:
     return bool(user.target == _ATEN.unsqueeze.default and user.args[1] == 0)
-
-
-def _value(node: Any) -> Tensor:
-    return cast(Tensor, node.meta["val"])
