@@ -2,9 +2,28 @@
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
-__all__ = ["describe", "value_of"]
+__all__ = ["SAME", "VIEWS", "describe", "emit", "is_fixed", "origin", "value_of"]
+
+_ATEN = torch.ops.aten
+
+VIEWS = {
+    *(_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints, _ATEN.unflatten.int),
+    *(_ATEN.squeeze.dim, _ATEN.squeeze.dims, _ATEN.unsqueeze.default),
+}
+"""What shows the same values, in the same order, in another shape."""
+
+SAME = {_ATEN.contiguous.default, _ATEN.clone.default, _ATEN.alias.default, _ATEN.detach.default}
+"""What shows the same values in the same shape."""
+
+
+_ARITHMETIC = {
+    *(_ATEN.t.default, _ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor),
+    _ATEN.linear.default,
+}
 
 
 def value_of(node: Any) -> Tensor:
@@ -15,3 +34,32 @@ def value_of(node: Any) -> Tensor:
 def describe(new: fx.Node, like: fx.Node, value: Tensor) -> None:
     """Let a new node come from where another did, with a value of its own, in place."""
     new.meta = {**like.meta, "val": value}
+
+
+def emit(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """Add a call where the graph inserts, its value worked out from its arguments'."""
+    new = graph.call_function(target, args)
+    values = pytree.tree_map_only(fx.Node, lambda node: node.meta["val"], args)
+    describe(new, like, target(*values))
+    return new
+
+
+def origin(node: Any) -> fx.Node:
+    """Give the node whose values a node shows, perhaps in another shape."""
+    while isinstance(node, fx.Node) and (node.target in {*VIEWS, *SAME} or _keeps_type(node)):
+        node = node.args[0]
+    return cast(fx.Node, node)
+
+
+def _keeps_type(node: fx.Node) -> bool:
+    """Whether the node converts to the type that it reads."""
+    return node.target == _ATEN.to.dtype and value_of(node).dtype == value_of(node.args[0]).dtype
+
+
+def is_fixed(node: Any) -> bool:
+    """Whether the node is a parameter or buffer, or is worked out from such alone."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "placeholder":
+        return node.name[:2] in {"p_", "b_"}
+    return node.target in {*VIEWS, *SAME, *_ARITHMETIC} and all(map(is_fixed, node.all_input_nodes))

@@ -31,6 +31,9 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
 
 _OUTPUT = "logits"
 
+_FOLDED = 1 << 24
+"""Values of a constant that is worked out before it is written: weights, not maps of them."""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -130,7 +133,7 @@ def onnx_model(
             output_names=[_OUTPUT],
         )
         assert program is not None
-        optimizer.fold_constants(program.model)
+        optimizer.fold_constants(program.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
         optimizer.remove_unused_nodes(program.model)
     proto = program.model_proto
     _tidy(proto, traced)

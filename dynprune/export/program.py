@@ -18,8 +18,10 @@ from dynprune.example import Example
 from dynprune.export.instances import COPIES
 from dynprune.export.kernels import choose_kernels
 from dynprune.export.movements import simplify_movements
+from dynprune.export.norms import absorb_norms, scale_keys
 from dynprune.export.planes import multiply_in_planes
 from dynprune.export.products import multiply_in_batches
+from dynprune.export.selections import simplify_selections
 from dynprune.gate import gates, set_execution
 from dynprune.logits import logits_of
 from dynprune.modes import evaluating
@@ -109,6 +111,9 @@ def exportable(
     # there; whether the sizes are open is checked by running the file.
     program._guards_code = []
     simplify_movements(program)
+    absorb_norms(program, apart=target == "openvino")
+    scale_keys(program)
+    simplify_selections(program)
     if target == "onnxruntime":
         multiply_in_planes(program)
         choose_kernels(program)
@@ -168,6 +173,9 @@ def _traced(
     except Exception as error:  # any model may refuse to be traced, in its own words
         logger.info("torch.export: %s", error)
         return None
+    finally:
+        for gate in gates(model).values():
+            gate.forget()  # tensors without data
 
 
 def _decoder_form(target: Target, *, fixed_size: bool) -> AbstractContextManager[None]:

@@ -55,6 +55,10 @@ class CallRecorder:
         masks = [_real(k, v) for k, v in kwargs.items() if "mask" in k and isinstance(v, Tensor)]
         self.real = next((mask for mask in masks if mask is not None), None)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give a copy no tensor of the last call, which may not be copied."""
+        return {**self.__dict__, "real": None}
+
 
 def _real(name: str, mask: Tensor) -> Tensor | None:
     """Read a mask of a call: (B, T), true at tokens that are not padding; None for other masks.

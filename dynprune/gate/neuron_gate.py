@@ -104,6 +104,10 @@ class GateState:
     widths: list[HeadWidth] = field(default_factory=list)
     partners: list["NeuronGate"] = field(default_factory=list)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give a copy everything but the last call's tensors, which may not be copied."""
+        return {**self.__dict__, "selection": None, "values": None}
+
 
 class NeuronGate(nn.Module):
     r"""Choose, for every input instance, the neurons of one group that are computed.
@@ -325,6 +329,10 @@ class NeuronGate(nn.Module):
                 f"Gate {self.name!r} has {self.neurons} neurons, got {scores.shape[-1]} scores."
             )
         self.state.forced = (scores, torch.ones_like(scores) if factor is None else factor)
+
+    def forget(self) -> None:
+        """Drop what the last call left, in place."""
+        self.state.selection = self.state.values = self.call.real = None
 
     def narrow_heads(
         self, widths: Sequence[HeadWidth], partners: Sequence["NeuronGate"] = ()

@@ -1,11 +1,14 @@
 """A program is written in the forms that engines run fastest."""
 
+import copy
+
 import pytest
 import torch
 from torch import fx, nn
 
 from dynprune.example import Example
 from dynprune.export.program import Target, exportable
+from dynprune.gate import gates
 
 ATEN = torch.ops.aten
 
@@ -57,3 +60,19 @@ def test_onnxruntime_adds_the_decoder_in_slices_of_channels(
     assert maps("onnxruntime", fixed_size=True) == [16, 16]
     assert maps("onnxruntime", fixed_size=False) == [32]
     assert maps("openvino", fixed_size=True) == [32]
+
+
+def test_a_model_that_was_exported_keeps_nothing_of_the_trace(
+    gated: nn.Module, example: Example
+) -> None:
+    exportable(gated, example, target="onnxruntime")
+    assert all(gate.state.selection is None for gate in gates(gated).values())
+    twin = copy.deepcopy(gated)
+    torch.testing.assert_close(example.run(twin).logits, example.run(gated).logits)
+
+
+def test_a_model_in_training_can_be_copied(gated: nn.Module, example: Example) -> None:
+    twin = copy.deepcopy(gated).train()
+    example.run(twin)  # leaves tensors that carry a gradient
+    again = copy.deepcopy(twin).eval()
+    torch.testing.assert_close(example.run(again).logits, example.run(twin.eval()).logits)
