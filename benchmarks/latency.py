@@ -36,6 +36,7 @@ from dynprune.rewrite import undo
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TOLERANCE = 0.15
+STEADY = 0.1  # of the median, between the quartiles: other work on the machine scatters times more
 FORMS = ("dense", "rewritten", "pruned")
 
 VIT_S = {
@@ -131,12 +132,30 @@ def measured(name: str, runs: int) -> dict[str, Any]:
     }
 
 
+def steadiest(name: str, runs: int, series: int) -> dict[str, Any]:
+    """Measure a row until its times are steady, or keep the series that scattered least."""
+    tried: list[dict[str, Any]] = []
+    while len(tried) < series and not (tried and scatter(tried[-1]) <= STEADY):
+        tried.append(measured(name, runs))
+    return {**min(tried, key=scatter), "series": len(tried)}
+
+
+def scatter(row: dict[str, Any]) -> float:
+    """Give the largest distance of a form's quartiles over its median."""
+    return max(
+        (high - low) / found[f"{form}_ms"]
+        for found in row["engines"].values()
+        for form, (low, high) in found["quartiles_ms"].items()
+    )
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Give the rows as a Markdown table, a line for each engine."""
     lines = [
         "| row | input | engine | dense ms | rewritten ms | pruned ms | speedup | efficiency "
-        "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned | runs |",
-        "|---|---|---|---:|---:|---:|---:|---:|---|---|---:|",
+        "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned | runs "
+        "| scatter |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|---|---:|---:|",
     ]
     for row in rows:
         macs = " / ".join(f"{row['macs'][form] / 1e9:.2f}" for form in FORMS)
@@ -145,7 +164,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             times = [f"{found[f'{form}_ms']:.1f}" for form in FORMS]
             ratios = [f"**{found['speedup']:.2f}**", f"{found['efficiency']:.2f}"]
             place = "x".join(map(str, row["input"]))
-            cells = [row["row"], place, engine, *times, *ratios, macs, memory, str(row["runs"])]
+            ends = [macs, memory, str(row["runs"]), f"{scatter(row):.0%}"]
+            cells = [row["row"], place, engine, *times, *ratios, *ends]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -158,7 +178,10 @@ Made by `python benchmarks/latency.py` on {rows[0]["machine"]}, {rows[0]["thread
 torch {rows[0]["torch"]}. Random weights: what is executed depends on shapes alone. Medians of runs
 in turns; ratios within a row are what counts, milliseconds belong to one machine. Every timed run
 follows an untimed one of the same form, so that
-caches are as in steady use; every engine compiles every form for the input size of its row.
+caches are as in steady use; every engine compiles every form for the input size of its row. Other
+work on a shared machine slows pruned forms, which live from caches, more than dense ones: with
+`--series N` a row is measured up to N times, until the quartiles of all its forms lie within
+{STEADY:.0%} of their medians, and the series that scattered least is kept, whatever its ratios.
 
 A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size.
 
@@ -166,6 +189,7 @@ A row's name is the model and its prune ratio in per cent; -batch-N is the input
   the gates too, which choose neurons for every input inside the timed call.
 - **speedup** is dense over pruned. **efficiency** is (rewritten ms / pruned ms) over (rewritten
   MACs / pruned MACs): 1 means that every multiply-add that the gates saved was time saved.
+- **scatter** is the largest distance between the quartiles of any form of the row, of its median.
 - **peak MB**: resident memory of a process that runs this form alone in PyTorch.
 
 {table(rows)}
@@ -190,6 +214,7 @@ def main() -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--series", type=int, default=1, help="most tries at steady times")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="compare with the stored results")
@@ -209,7 +234,7 @@ def main() -> int:
         write_file(path.with_suffix(".md"), page([known[key] for key in ROWS if key in known]))
         return 0
     for name in options.rows or ROWS:
-        row = measured(name, options.runs)
+        row = steadiest(name, options.runs, options.series)
         print(table([row]), flush=True)
         if options.check:
             problems += fallen(row, known[name]) if name in known else [f"{name}: nothing stored"]

@@ -124,17 +124,16 @@ def _prior_and_f(scores: fx.Node) -> tuple[fx.Node | None, Any]:
 
 
 def _score_in_bias(graph: fx.Graph, scores: fx.Node) -> None:
-    """Let the predictor's last linear add the prior."""
+    """Let the predictor's last linear, which nothing else reads, add the prior."""
     prior, f = _prior_and_f(scores)
     linear: Any = origin(f)
-    if (
-        prior is None
-        or not isinstance(linear, fx.Node)
-        or linear.target != _ATEN.linear.default
-        or len(linear.args) < 3
-    ):
+    if prior is None or not isinstance(linear, fx.Node) or linear.target != _ATEN.linear.default:
         return
-    if value_of(prior).dim() != 1 or len(linear.users) > 1 or not is_fixed(linear.args[2]):
+    if value_of(prior).dim() != 1 or len(linear.args) < 3 or not is_fixed(linear.args[2]):
+        return
+    while len(f.users) == 1 and f is not linear:
+        f = f.args[0]
+    if len(f.users) > 1:
         return
     with graph.inserting_before(linear):
         bias = emit(graph, linear, _ATEN.add.Tensor, linear.args[2], prior)

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.latency import FORMS, ROWS, TOLERANCE, fallen, main, page, table
+from benchmarks import latency
+from benchmarks.latency import FORMS, ROWS, TOLERANCE, fallen, main, page, steadiest, table
 from dynprune.recipe import load_recipe
 
 
-def row(speedup: float) -> dict[str, Any]:
-    times = {f"{form}_ms": 10.0 for form in FORMS}
+def row(speedup: float, *, high: float = 10.5) -> dict[str, Any]:
+    times: dict[str, Any] = {f"{form}_ms": 10.0 for form in FORMS}
+    times["quartiles_ms"] = {"dense": [9.9, 10.1], "rewritten": [9.9, 10.1], "pruned": [9.5, high]}
     return {
         "row": "b2-50",
         "machine": "x86_64",
@@ -34,6 +36,24 @@ def test_a_ratio_may_fall_by_the_tolerance_and_no_further() -> None:
 def test_a_row_becomes_a_line_for_each_engine() -> None:
     assert "| b2-50 | 1x3x512x512 | torch | 10.0 | 10.0 | 10.0 | **4.00** |" in table([row(4.0)])
     assert "on x86_64, 2 threads" in page([row(4.0)])
+
+
+def test_the_first_steady_series_is_kept_whatever_its_ratio(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    series = iter([row(5.0, high=14.0), row(4.0, high=10.4), row(6.0, high=10.1)])
+    monkeypatch.setattr(latency, "measured", lambda *_: next(series))
+    kept = steadiest("b2-50", 15, 3)
+    assert (kept["engines"]["torch"]["speedup"], kept["series"]) == (4.0, 2)
+
+
+def test_the_series_that_scattered_least_is_kept_where_none_is_steady(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    series = iter([row(5.0, high=14.0), row(4.0, high=12.0), row(6.0, high=13.0)])
+    monkeypatch.setattr(latency, "measured", lambda *_: next(series))
+    kept = steadiest("b2-50", 15, 3)
+    assert (kept["engines"]["torch"]["speedup"], kept["series"]) == (4.0, 3)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -54,6 +54,15 @@ def test_a_choice_whose_order_shows_is_sorted() -> None:
     assert ATEN.sort.default in simplified(Choice(is_read_otherwise=True))
 
 
+def test_scores_whose_other_readers_do_not_know_the_prior_keep_it_apart() -> None:
+    class Host(Choice):
+        def forward(self, summary: Tensor) -> list[Tensor]:
+            f = self.up(summary).unsqueeze(0).squeeze(0)
+            return [(self.prior + f).topk(2).values, f]
+
+    simplified(Host())
+
+
 def test_means_that_go_elsewhere_keep_their_sign() -> None:
     assert ATEN.neg.default not in simplified(Choice(is_shared=True))
 
