@@ -11,6 +11,7 @@ a process of its own that loads the form and runs it in PyTorch.
 
 import argparse
 import json
+import math
 import platform
 import re
 import subprocess
@@ -31,12 +32,12 @@ from dynprune.models import load_model
 from dynprune.pipeline import apply_recipe
 from dynprune.recipe import load_recipe
 from dynprune.recipe.build import model_arguments
+from dynprune.report.latency import LatencyReport
 from dynprune.report.macs import without_gates
 from dynprune.rewrite import undo
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TOLERANCE = 0.15
-STEADY = 0.1  # of the median, between the quartiles: other work on the machine scatters times more
 FORMS = ("dense", "rewritten", "pruned")
 
 VIT_S = {
@@ -111,14 +112,15 @@ def peak_mb(row: Row, form: str) -> float:
     return int(found[1]) / 1024
 
 
-def measured(name: str, runs: int) -> dict[str, Any]:
+def measured(name: str, runs: int, series: int) -> dict[str, Any]:
     """Measure one row."""
     row = ROWS[name]
     memory = {}
     for form in FORMS:
         command = [sys.executable, __file__, name, "--memory", form]
         memory[form] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    report = latency_report(*subject(row), row.engines, runs=runs)
+    made = subject(row)
+    report = quietest([latency_report(*made, row.engines, runs=runs) for _ in range(series)])
     macs = next(iter(report.engines.values())).macs
     return {
         "row": name,
@@ -128,16 +130,14 @@ def measured(name: str, runs: int) -> dict[str, Any]:
         "peak_mb": memory,
         "machine": platform.machine(),
         "torch": torch.__version__,
+        "series": series,
         **report.to_json(),
     }
 
 
-def steadiest(name: str, runs: int, series: int) -> dict[str, Any]:
-    """Measure a row until its times are steady, or keep the series that scattered least."""
-    tried: list[dict[str, Any]] = []
-    while len(tried) < series and not (tried and scatter(tried[-1]) <= STEADY):
-        tried.append(measured(name, runs))
-    return {**min(tried, key=scatter), "series": len(tried)}
+def quietest(reports: Sequence[LatencyReport]) -> LatencyReport:
+    """Choose the series in which the dense forms ran fastest: the machine had least other work."""
+    return min(reports, key=lambda r: math.prod(e.median_ms("dense") for e in r.engines.values()))
 
 
 def scatter(row: dict[str, Any]) -> float:
@@ -180,8 +180,7 @@ in turns; ratios within a row are what counts, milliseconds belong to one machin
 follows an untimed one of the same form, so that
 caches are as in steady use; every engine compiles every form for the input size of its row. Other
 work on a shared machine slows pruned forms, which live from caches, more than dense ones: with
-`--series N` a row is measured up to N times, until the quartiles of all its forms lie within
-{STEADY:.0%} of their medians, and the series that scattered least is kept, whatever its ratios.
+`--series N` a row is measured N times, and the series is kept in which the dense forms ran fastest.
 
 A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size.
 
@@ -214,7 +213,9 @@ def main() -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--series", type=int, default=1, help="most tries at steady times")
+    parser.add_argument(
+        "--series", type=int, default=1, help="keep that with the fastest dense forms"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="compare with the stored results")
@@ -234,7 +235,7 @@ def main() -> int:
         write_file(path.with_suffix(".md"), page([known[key] for key in ROWS if key in known]))
         return 0
     for name in options.rows or ROWS:
-        row = steadiest(name, options.runs, options.series)
+        row = measured(name, options.runs, options.series)
         print(table([row]), flush=True)
         if options.check:
             problems += fallen(row, known[name]) if name in known else [f"{name}: nothing stored"]

@@ -4,9 +4,19 @@ from typing import Any
 
 import pytest
 
-from benchmarks import latency
-from benchmarks.latency import FORMS, ROWS, TOLERANCE, fallen, main, page, steadiest, table
+from benchmarks.latency import (
+    FORMS,
+    ROWS,
+    TOLERANCE,
+    fallen,
+    main,
+    page,
+    quietest,
+    scatter,
+    table,
+)
 from dynprune.recipe import load_recipe
+from dynprune.report.latency import EngineLatency, LatencyReport
 
 
 def row(speedup: float, *, high: float = 10.5) -> dict[str, Any]:
@@ -38,22 +48,18 @@ def test_a_row_becomes_a_line_for_each_engine() -> None:
     assert "on x86_64, 2 threads" in page([row(4.0)])
 
 
-def test_the_first_steady_series_is_kept_whatever_its_ratio(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    series = iter([row(5.0, high=14.0), row(4.0, high=10.4), row(6.0, high=10.1)])
-    monkeypatch.setattr(latency, "measured", lambda *_: next(series))
-    kept = steadiest("b2-50", 15, 3)
-    assert (kept["engines"]["torch"]["speedup"], kept["series"]) == (4.0, 2)
+def test_the_series_whose_dense_forms_ran_fastest_is_kept_whatever_its_ratio() -> None:
+    def series(dense: float, pruned: float) -> LatencyReport:
+        times = {"dense": (dense,), "rewritten": (4.0,), "pruned": (pruned,)}
+        engines = {"torch": EngineLatency(times, dict.fromkeys(FORMS, 1))}
+        return LatencyReport("cpu", 2, (1, 3, 8, 8), 1, engines)
+
+    tried = [series(12.0, 1.0), series(10.0, 3.0), series(11.0, 2.0)]
+    assert quietest(tried) is tried[1]
 
 
-def test_the_series_that_scattered_least_is_kept_where_none_is_steady(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    series = iter([row(5.0, high=14.0), row(4.0, high=12.0), row(6.0, high=13.0)])
-    monkeypatch.setattr(latency, "measured", lambda *_: next(series))
-    kept = steadiest("b2-50", 15, 3)
-    assert (kept["engines"]["torch"]["speedup"], kept["series"]) == (4.0, 3)
+def test_a_rows_scatter_is_that_of_its_least_steady_form() -> None:
+    assert scatter(row(4.0, high=12.5)) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("name", ROWS)
