@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import describe
+from dynprune.export.nodes import describe, emit
 
 __all__ = ["simplify_movements"]
 
@@ -80,10 +80,8 @@ def _is_to_tokens(node: Any) -> bool:
 def _to_tokens(graph: fx.Graph, node: fx.Node) -> None:
     image = node.args[0].args[0]  # type: ignore[union-attr]
     with graph.inserting_before(node):
-        last = graph.call_function(_ATEN.permute.default, (image, [0, 2, 3, 1]))
-        tokens = graph.call_function(_ATEN.flatten.using_ints, (last, 1, 2))
-    describe(last, node, image.meta["val"].permute(0, 2, 3, 1))  # type: ignore[union-attr]
-    describe(tokens, node, node.meta["val"])
+        last = emit(graph, node, _ATEN.permute.default, image, [0, 2, 3, 1])
+        tokens = emit(graph, node, _ATEN.flatten.using_ints, last, 1, 2)
     node.replace_all_uses_with(tokens)
     graph.erase_node(node)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import describe, value_of
+from dynprune.export.nodes import describe, emit, value_of
 
 __all__ = ["multiply_in_planes"]
 
@@ -64,13 +64,11 @@ def _write_planes(graph: fx.Graph, convolution: fx.Node) -> None:
     x, weight, bias = (*product.args, None)[:3]
     value = value_of(image)
     with graph.inserting_before(image):
-        swapped = graph.call_function(_ATEN.t.default, (x,))
-        describe(swapped, image, value_of(x).t())
+        swapped = emit(graph, image, _ATEN.t.default, x)
         if bias is None:
             planes = graph.call_function(_ATEN.mm.default, (weight, swapped))
         else:
-            column = graph.call_function(_ATEN.unsqueeze.default, (bias, 1))
-            describe(column, image, value_of(bias).unsqueeze(1))
+            column = emit(graph, image, _ATEN.unsqueeze.default, bias, 1)
             planes = graph.call_function(_ATEN.addmm.default, (column, weight, swapped))
         describe(planes, image, value[0].flatten(1))
         new = graph.call_function(
@@ -98,12 +96,9 @@ def _read_planes(graph: fx.Graph, convolution: fx.Node) -> None:
                 _ELEMENTWISE[node.target], (planes, *node.args[1:]), dict(node.kwargs)
             )
             describe(planes, node, value)
-        one = graph.call_function(_ATEN.squeeze.dim, (planes, 0))
-        describe(one, tokens, value.squeeze(0))
-        flat = graph.call_function(_ATEN.flatten.using_ints, (one, 1))
-        describe(flat, tokens, value_of(tokens).t())
-        new = graph.call_function(_ATEN.t.default, (flat,))
-        describe(new, tokens, value_of(tokens))
+        one = emit(graph, tokens, _ATEN.squeeze.dim, planes, 0)
+        flat = emit(graph, tokens, _ATEN.flatten.using_ints, one, 1)
+        new = emit(graph, tokens, _ATEN.t.default, flat)
     tokens.replace_all_uses_with(new)
 
 
