@@ -30,11 +30,16 @@ Arithmetic = Literal["f32", "bf16"]
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model, its call, and the files that were already made of it."""
+    """A model, its call, and the files that were already made of it.
+
+    Attributes:
+        as_published: whether files keep the model's own norms, as the dense form's do.
+    """
 
     model: nn.Module
     example: Example
     directory: Path
+    as_published: bool
 
     def onnx_file(self, target: Target, arithmetic: Arithmetic = "f32") -> Path:
         """Convert the model unless that was done."""
@@ -45,7 +50,13 @@ class _Subject:
 
         path = self.directory / f"{id(self.model)}-{target}-{arithmetic}.onnx"
         if not path.exists():
-            proto, _ = onnx_model(self.model, self.example, target=target, fixed_size=True)
+            proto, _ = onnx_model(
+                self.model,
+                self.example,
+                target=target,
+                fixed_size=True,
+                as_published=self.as_published,
+            )
             onnx.save(gathered_in_bfloat16(proto) if arithmetic == "bf16" else proto, path)
         return path
 
@@ -88,7 +99,7 @@ def latency_report(
         timed: dict[str, Run] = {}
         for form, subject in forms.items():
             for engine in engines:
-                ready = _Subject(subject, example, directory)
+                ready = _Subject(subject, example, directory, as_published=form == "dense")
                 timed[f"{engine}/{form}"] = _RUNNERS[engine](ready, threads)
         for subject in forms.values():
             stack.enter_context(compact(subject))

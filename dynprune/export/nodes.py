@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-__all__ = ["SAME", "VIEWS", "describe", "emit", "is_fixed", "origin", "value_of"]
+__all__ = ["SAME", "VIEWS", "describe", "emit", "is_fixed", "moved", "origin", "value_of"]
 
 _ATEN = torch.ops.aten
 
@@ -63,3 +63,22 @@ def is_fixed(node: Any) -> bool:
     if node.op == "placeholder":
         return node.name[:2] in {"p_", "b_"}
     return node.target in {*VIEWS, *SAME, *_ARITHMETIC} and all(map(is_fixed, node.all_input_nodes))
+
+
+def moved(node: fx.Node, axis: int) -> int | None:
+    """Give where a movement brings an axis of what it reads; None if it is none, or merges it."""
+    if node.target in SAME:
+        return axis
+    if node.target == _ATEN.t.default:
+        return 1 - axis
+    if node.target not in {*VIEWS, _ATEN.permute.default, _ATEN.transpose.int}:
+        return None
+    before, after = value_of(node.args[0]), value_of(node)
+    last = before.dim() - 1
+    if node.target in VIEWS:
+        kept = axis == last and str(after.shape[-1]) == str(before.shape[-1])
+        return after.dim() - 1 if kept else None
+    if node.target == _ATEN.permute.default:
+        return [a % (last + 1) for a in cast(list[int], node.args[1])].index(axis)
+    first, second = (cast(int, a) % (last + 1) for a in node.args[1:3])
+    return {first: second, second: first}.get(axis, axis)

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import SAME, VIEWS, emit, is_fixed, origin, value_of
+from dynprune.export.nodes import SAME, VIEWS, emit, is_fixed, moved, origin, value_of
 
 __all__ = ["absorb_norms", "scale_keys"]
 
@@ -37,7 +37,7 @@ class _Rows:
         return cast(fx.Node, self.select.args[0])
 
 
-def absorb_norms(program: ExportedProgram, *, apart: bool = False) -> ExportedProgram:
+def absorb_norms(program: ExportedProgram) -> ExportedProgram:
     r"""Move a norm's scale and shift, and the bias of gated linears, into weights, in place.
 
     With :math:`\hat x` the normalised tokens, whose C channels sum to zero, and any
@@ -54,8 +54,6 @@ def absorb_norms(program: ExportedProgram, *, apart: bool = False) -> ExportedPr
 
     Args:
         program: after `simplify_movements`, with shapes on its nodes.
-        apart: raise the channels by one number behind the norm, which an engine may do on the way
-            where it would give a vector a pass of its own.
 
     Returns:
         The program.
@@ -66,7 +64,7 @@ def absorb_norms(program: ExportedProgram, *, apart: bool = False) -> ExportedPr
         readers = list(_readers(node, value_of(node).dim() - 1))
         known = [reader for reader in readers if reader is not None]
         if len(known) == len(readers) and any(_chosen(reader) for reader in known):
-            _absorb(program.graph, node, known, apart=apart)
+            _absorb(program.graph, node, known)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
@@ -81,28 +79,11 @@ def _is_plain(norm: fx.Node) -> bool:
 def _readers(node: fx.Node, axis: int) -> Iterator[fx.Node | None]:
     """Give all that read these channels through movements; None for one that cannot be suited."""
     for user in node.users:
-        moved = _moved(user, axis)
-        if moved is not None:
-            yield from _readers(user, moved)
+        at = moved(user, axis)
+        if at is not None:
+            yield from _readers(user, at)
         else:
             yield user if _suits(user, node, axis) else None
-
-
-def _moved(node: fx.Node, axis: int) -> int | None:
-    """Give where a movement brings an axis of what it reads; None if it is none, or merges it."""
-    if node.target in SAME:
-        return axis
-    if node.target not in {*VIEWS, _ATEN.permute.default, _ATEN.transpose.int}:
-        return None
-    before, after = value_of(node.args[0]), value_of(node)
-    last = before.dim() - 1
-    if node.target in VIEWS:
-        kept = axis == last and str(after.shape[-1]) == str(before.shape[-1])
-        return after.dim() - 1 if kept else None
-    if node.target == _ATEN.permute.default:
-        return [a % (last + 1) for a in cast(list[int], node.args[1])].index(axis)
-    first, second = (cast(int, a) % (last + 1) for a in node.args[1:3])
-    return {first: second, second: first}.get(axis, axis)
 
 
 def _suits(reader: fx.Node, node: fx.Node, axis: int) -> bool:
@@ -179,16 +160,15 @@ def _scales_rows(product: fx.Node) -> bool:
     return list(map(str, value_of(scale).shape)) == list(map(str, wanted))
 
 
-def _absorb(graph: fx.Graph, norm: fx.Node, readers: Sequence[fx.Node], *, apart: bool) -> None:
+def _absorb(graph: fx.Graph, norm: fx.Node, readers: Sequence[fx.Node]) -> None:
     """Normalise alone where the norm scaled and shifted, and suit its readers."""
     x, shape, gamma, beta, *rest = norm.args
     with graph.inserting_before(norm):
         low = emit(graph, norm, _ATEN.mul.Tensor, gamma, OFFSET)
         shift = emit(graph, norm, _ATEN.sub.Tensor, beta, low)  # beta - delta gamma
         ones = emit(graph, norm, _ATEN.ones_like.default, gamma)
-        raised = emit(graph, norm, _ATEN.full_like.default, beta, 0.0 if apart else OFFSET)
+        raised = emit(graph, norm, _ATEN.full_like.default, beta, OFFSET)
         new = emit(graph, norm, _ATEN.layer_norm.default, x, shape, ones, raised, *rest)
-        new = emit(graph, norm, _ATEN.add.Tensor, new, OFFSET) if apart else new
     for reader in readers:
         if reader.target == _ATEN.mean.dim:
             _suit_mean(graph, reader, gamma, shift)

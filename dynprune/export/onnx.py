@@ -112,7 +112,12 @@ def export_onnx(
 
 
 def onnx_model(
-    model: nn.Module, example: Example, *, target: Target, fixed_size: bool = False
+    model: nn.Module,
+    example: Example,
+    *,
+    target: Target,
+    fixed_size: bool = False,
+    as_published: bool = False,
 ) -> tuple[onnx.ModelProto, Exportable]:
     """Convert a model, its batch open whether it is gated or not, unless sizes are fixed.
 
@@ -121,8 +126,11 @@ def onnx_model(
         example: a call of it.
         target: the engine that the file is written to run fastest in.
         fixed_size: take inputs of the example's size alone.
+        as_published: keep norms as the model has them, for comparison.
     """
-    traced = exportable(model, example, target=target, fixed_size=fixed_size)
+    traced = exportable(
+        model, example, target=target, fixed_size=fixed_size, as_published=as_published
+    )
     with _quiet():
         program = torch.onnx.export(
             traced.program,

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.export.centred import centre_norms
 from dynprune.export.instances import COPIES
 from dynprune.export.kernels import choose_kernels
 from dynprune.export.movements import simplify_movements
@@ -74,6 +75,7 @@ def exportable(
     *,
     target: Target,
     fixed_size: bool = False,
+    as_published: bool = False,
 ) -> Exportable:
     """Trace a model in evaluation mode and, if it is gated, in compact execution.
 
@@ -86,6 +88,7 @@ def exportable(
         target: the engine.
         fixed_size: take inputs of the example's size alone; the batch of a gated model stays open
             where it is larger than `COPIES`.
+        as_published: keep norms as the model has them, for comparison.
 
     Raises:
         UsageError: the model cannot be traced.
@@ -111,7 +114,7 @@ def exportable(
     # there; whether the sizes are open is checked by running the file.
     program._guards_code = []
     simplify_movements(program)
-    absorb_norms(program, apart=target == "openvino")
+    absorb_norms(program)
     scale_keys(program)
     simplify_selections(program)
     if target == "onnxruntime":
@@ -119,6 +122,8 @@ def exportable(
         choose_kernels(program)
     else:
         multiply_in_batches(program)
+        if not as_published:
+            centre_norms(program)
     users = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = _input_names(model, example)

@@ -1,5 +1,7 @@
 """One model runs in every engine, and its forms are timed together."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.export.engines import ENGINES, latency_report
+from dynprune.export.onnx import onnx_model
 from dynprune.report.executed import executed
 
 
@@ -39,6 +42,20 @@ def test_a_pruned_model_executes_less_in_the_report(gated: nn.Module, example: E
     report = latency_report(gated, example, ["torch"], runs=1, warmup=0, threads=1)
     macs = report.engines["torch"].macs
     assert macs["pruned"] < macs["rewritten"] < macs["dense"]
+
+
+def test_the_dense_form_alone_keeps_its_norms(
+    gated: nn.Module, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = []
+
+    def spied(*args: Any, as_published: bool, **options: Any) -> Any:
+        published.append(as_published)
+        return onnx_model(*args, as_published=as_published, **options)
+
+    monkeypatch.setattr("dynprune.export.onnx.onnx_model", spied)
+    latency_report(gated, example, ["openvino"], runs=1, warmup=0, threads=1)
+    assert published == [True, False, False]
 
 
 def test_an_unknown_engine_is_named() -> None:

@@ -60,11 +60,10 @@ class OtherBias(Host):
         return F.linear(x, weight, self.linear.bias.index_select(0, index.flip(1).flatten()))
 
 
-@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_chosen_rows_bring_their_bias_along(*, bias: bool, apart: bool) -> None:
+def test_chosen_rows_bring_their_bias_along(*, bias: bool) -> None:
     model = Host("plain", "mean", "convolution", bias=bias)
-    linears = readers_of_rows(absorbed(model, apart=apart))
+    linears = readers_of_rows(absorbed(model))
     assert [len(node.args) for node in linears] == [2]
 
 
@@ -126,10 +125,10 @@ def test_keys_that_were_not_chosen_keep_the_scale() -> None:
     assert math.isclose(attention.kwargs["scale"], 0.7)
 
 
-def absorbed(model: nn.Module, *, apart: bool = False) -> ExportedProgram:
+def absorbed(model: nn.Module) -> ExportedProgram:
     """Rewrite the traced model, and compare what it computes."""
     program = torch.export.export(model.eval(), (torch.randn(1, 6, 8),), strict=False)
-    absorb_norms(program, apart=apart)
+    absorb_norms(program)
     tokens = torch.randn(1, 6, 8)
     torch.testing.assert_close(program.module()(tokens), model(tokens))
     return program

@@ -76,3 +76,20 @@ def test_a_model_in_training_can_be_copied(gated: nn.Module, example: Example) -
     example.run(twin)  # leaves tensors that carry a gradient
     again = copy.deepcopy(twin).eval()
     torch.testing.assert_close(example.run(again).logits, example.run(twin.eval()).logits)
+
+
+@pytest.mark.parametrize(("target", "as_published"), [("openvino", True), ("onnxruntime", False)])
+def test_only_openvino_divides_by_the_root_mean_square(
+    gated: nn.Module, example: Example, *, target: Target, as_published: bool
+) -> None:
+    """Its file has the predictors' norms alone, of pooled channels (1, C)."""
+
+    def norms(target: Target, *, as_published: bool) -> set[int]:
+        made = exportable(
+            gated, example, target=target, fixed_size=True, as_published=as_published
+        ).program.graph
+        found = [n for n in made.nodes if n.target == ATEN.layer_norm.default]
+        return {n.meta["val"].dim() for n in found}
+
+    assert norms("openvino", as_published=False) == {2}
+    assert len(norms(target, as_published=as_published)) > 1
