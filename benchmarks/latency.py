@@ -7,16 +7,16 @@ a process of its own that loads the form and runs it in PyTorch.
     python benchmarks/latency.py                    # all rows: latency.json and .md in docs/results
     python benchmarks/latency.py b2-50 vit-s-50     # some
     python benchmarks/latency.py --check b2-50      # exit 1 where a ratio fell by more than 15 %
+    python benchmarks/latency.py --cores together   # runs count while the cores share a cache
 """
 
 import argparse
 import json
-import math
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from dynprune.models import load_model
 from dynprune.pipeline import apply_recipe
 from dynprune.recipe import load_recipe
 from dynprune.recipe.build import model_arguments
-from dynprune.report.latency import LatencyReport
+from dynprune.report.cores import share_a_cache
 from dynprune.report.macs import without_gates
 from dynprune.rewrite import undo
 
@@ -112,7 +112,15 @@ def peak_mb(row: Row, form: str) -> float:
     return int(found[1]) / 1024
 
 
-def measured(name: str, runs: int, series: int) -> dict[str, Any]:
+CORES: dict[str, Callable[[], bool] | None] = {
+    "any": None,
+    "together": share_a_cache,
+    "apart": lambda: not share_a_cache(),
+}
+"""What the cores must do for a run to count; a virtual machine's may move."""
+
+
+def measured(name: str, runs: int, cores: str) -> dict[str, Any]:
     """Measure one row."""
     row = ROWS[name]
     memory = {}
@@ -120,24 +128,30 @@ def measured(name: str, runs: int, series: int) -> dict[str, Any]:
         command = [sys.executable, __file__, name, "--memory", form]
         memory[form] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     made = subject(row)
-    report = quietest([latency_report(*made, row.engines, runs=runs) for _ in range(series)])
+    report = latency_report(*made, row.engines, runs=runs, counts=CORES[cores])
     macs = next(iter(report.engines.values())).macs
     return {
-        "row": name,
+        "row": row_name(name, cores),
         "recipe": row.recipe,
         "prune_ratio": row.ratio,
         "macs": dict(macs),
         "peak_mb": memory,
         "machine": platform.machine(),
         "torch": torch.__version__,
-        "series": series,
+        "cores": cores,
         **report.to_json(),
     }
 
 
-def quietest(reports: Sequence[LatencyReport]) -> LatencyReport:
-    """Choose the series in which the dense forms ran fastest: the machine had least other work."""
-    return min(reports, key=lambda r: math.prod(e.median_ms("dense") for e in r.engines.values()))
+def row_name(name: str, cores: str) -> str:
+    """Give the name that a row is stored by: in its usual state, or with its cores apart."""
+    return f"{name}-apart" if cores == "apart" else name
+
+
+def in_order(known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the stored rows in the order of their names."""
+    names = [row_name(name, cores) for name in ROWS for cores in ("together", "apart")]
+    return [known[name] for name in names if name in known]
 
 
 def scatter(row: dict[str, Any]) -> float:
@@ -178,13 +192,19 @@ Made by `python benchmarks/latency.py` on {rows[0]["machine"]}, {rows[0]["thread
 torch {rows[0]["torch"]}. Random weights: what is executed depends on shapes alone. Medians of runs
 in turns; ratios within a row are what counts, milliseconds belong to one machine. Every timed run
 follows an untimed one of the same form, so that
-caches are as in steady use; every engine compiles every form for the input size of its row. Other
-work on a shared machine slows pruned forms, which live from caches, more than dense ones: with
-`--series N` a row is measured N times, and the series is kept in which the dense forms ran fastest.
+caches are as in steady use; every engine compiles every form for the input size of its row.
 
-A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size.
+The two cores are a virtual machine's, which stand at one last-level cache most of the time and at
+two the rest. That is told by how long threads take to exchange what they wrote
+(`dynprune/report/cores.py`). With `--cores together` a run of any form counts only if the cores
+shared the cache before and after it, as two cores of one processor do; with `--cores apart` only if
+they did not.
 
-- **dense** is the published model, **rewritten** has the lossless rewrites alone, **pruned** has
+A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size,
+-apart says that the cores shared no cache.
+
+- **dense** is the published model, in files with its own norms, **rewritten** has the lossless
+  rewrites alone, **pruned** has
   the gates too, which choose neurons for every input inside the timed call.
 - **speedup** is dense over pruned. **efficiency** is (rewritten ms / pruned ms) over (rewritten
   MACs / pruned MACs): 1 means that every multiply-add that the gates saved was time saved.
@@ -213,9 +233,7 @@ def main() -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument(
-        "--series", type=int, default=1, help="keep that with the fastest dense forms"
-    )
+    parser.add_argument("--cores", choices=CORES, default="any", help="which runs count")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="compare with the stored results")
@@ -232,16 +250,17 @@ def main() -> int:
     known = {row["row"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     problems = []
     if options.page:
-        write_file(path.with_suffix(".md"), page([known[key] for key in ROWS if key in known]))
+        write_file(path.with_suffix(".md"), page(in_order(known)))
         return 0
     for name in options.rows or ROWS:
-        row = measured(name, options.runs, options.series)
+        row = measured(name, options.runs, options.cores)
         print(table([row]), flush=True)
         if options.check:
-            problems += fallen(row, known[name]) if name in known else [f"{name}: nothing stored"]
+            before = known.get(row["row"])
+            problems += fallen(row, before) if before else [f"{row['row']}: nothing stored"]
             continue
-        known[name] = row
-        rows = [known[key] for key in ROWS if key in known]
+        known[row["row"]] = row
+        rows = in_order(known)
         options.output.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(rows, indent=1) + "\n")
         write_file(path.with_suffix(".md"), page(rows))

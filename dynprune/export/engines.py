@@ -69,6 +69,7 @@ def latency_report(
     runs: int = 15,
     warmup: int = 3,
     threads: int = 0,
+    counts: Callable[[], bool] | None = None,
 ) -> LatencyReport:
     """Time the dense, rewritten and pruned forms of a model in one interleaved series.
 
@@ -81,6 +82,7 @@ def latency_report(
         runs: timed runs of every form in every engine.
         warmup: untimed runs before.
         threads: of one inference; 0 takes torch's number.
+        counts: whether a run counts, as `interleaved` has it.
 
     Raises:
         UsageError: an engine is unknown, or the model cannot be exported for one.
@@ -104,7 +106,7 @@ def latency_report(
         for subject in forms.values():
             stack.enter_context(compact(subject))
         with torch.inference_mode():
-            times = interleaved(timed, repeats=runs, warmup=warmup)
+            times = interleaved(timed, repeats=runs, warmup=warmup, counts=counts)
     return LatencyReport(
         device=platform.processor() or platform.machine() or "cpu",
         threads=threads,

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynprune.errors import UsageError
+
 __all__ = ["FORMS", "EngineLatency", "LatencyReport", "Run", "interleaved", "plot_latency"]
 
 Run = Callable[[], object]
 """One inference, complete when it returns."""
+
+_PAUSE, _PATIENCE = 0.5, 1200.0
+"""Seconds between looks at a machine that is not as it should be, and until that is given up."""
 
 FORMS = ("dense", "rewritten", "pruned")
 
@@ -93,6 +98,7 @@ def interleaved(
     *,
     repeats: int = 15,
     warmup: int = 3,
+    counts: Callable[[], bool] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[float, ...]]:
     """Time several things in turn, so that what disturbs the machine disturbs all of them.
@@ -104,10 +110,15 @@ def interleaved(
         runs: name -> one inference.
         repeats: timed rounds; every round runs each of them once, in rotating order.
         warmup: untimed rounds before.
+        counts: whether the machine is as it should be; a run counts only if it was so before and
+            after, and is waited for and repeated until then. Every run counts where None.
         clock: in seconds.
 
     Returns:
         Name -> milliseconds of every round.
+
+    Raises:
+        UsageError: no run counted for 20 minutes.
     """
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -121,14 +132,28 @@ def interleaved(
         for turn in range(repeats):
             shift = turn % len(names)
             for name in (*names[shift:], *names[:shift]):
-                runs[name]()
-                start = clock()
-                runs[name]()
-                times[name].append((clock() - start) * 1e3)
+                times[name].append(_timed(runs[name], counts, clock) * 1e3)
     finally:
         if was_enabled:
             gc.enable()
     return {name: tuple(values) for name, values in times.items()}
+
+
+def _timed(run: Run, counts: Callable[[], bool] | None, clock: Callable[[], float]) -> float:
+    """Run twice and time the second, as often as it takes until the run counts."""
+    while True:
+        waited = 0.0
+        while counts is not None and not counts():
+            if waited >= _PATIENCE:
+                raise UsageError(f"No run counts: the machine was otherwise for {waited:.0f} s.")
+            time.sleep(_PAUSE)
+            waited += _PAUSE
+        run()
+        start = clock()
+        run()
+        seconds = clock() - start
+        if counts is None or counts():
+            return seconds
 
 
 def plot_latency(report: LatencyReport, path: Path) -> None:

@@ -9,14 +9,14 @@ from benchmarks.latency import (
     ROWS,
     TOLERANCE,
     fallen,
+    in_order,
     main,
     page,
-    quietest,
+    row_name,
     scatter,
     table,
 )
 from dynprune.recipe import load_recipe
-from dynprune.report.latency import EngineLatency, LatencyReport
 
 
 def row(speedup: float, *, high: float = 10.5) -> dict[str, Any]:
@@ -48,14 +48,10 @@ def test_a_row_becomes_a_line_for_each_engine() -> None:
     assert "on x86_64, 2 threads" in page([row(4.0)])
 
 
-def test_the_series_whose_dense_forms_ran_fastest_is_kept_whatever_its_ratio() -> None:
-    def series(dense: float, pruned: float) -> LatencyReport:
-        times = {"dense": (dense,), "rewritten": (4.0,), "pruned": (pruned,)}
-        engines = {"torch": EngineLatency(times, dict.fromkeys(FORMS, 1))}
-        return LatencyReport("cpu", 2, (1, 3, 8, 8), 1, engines)
-
-    tried = [series(12.0, 1.0), series(10.0, 3.0), series(11.0, 2.0)]
-    assert quietest(tried) is tried[1]
+def test_rows_are_listed_in_order_those_with_cores_apart_behind_their_own() -> None:
+    names = ["b0-50", row_name("b2-50", "apart"), row_name("b2-50", "together")]
+    known = {name: row(4.0) | {"row": name} for name in names}
+    assert [found["row"] for found in in_order(known)] == ["b2-50", "b2-50-apart", "b0-50"]
 
 
 def test_a_rows_scatter_is_that_of_its_least_steady_form() -> None:

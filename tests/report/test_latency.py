@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dynprune.errors import UsageError
 from dynprune.report.latency import EngineLatency, LatencyReport, interleaved, plot_latency
 
 
@@ -19,6 +20,34 @@ def test_times_are_milliseconds_of_the_clock() -> None:
     ticks = iter(range(100))
     times = interleaved({"a": lambda: None}, repeats=2, warmup=0, clock=lambda: next(ticks) / 4)
     assert times == {"a": (250.0, 250.0)}
+
+
+def test_a_run_counts_if_the_machine_was_as_it_should_be_before_and_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynprune.report.latency._PAUSE", 0.0)
+    ran: list[None] = []
+    #               waits, runs, lost | runs, counts | runs, counts
+    states = iter([False, False, True, False, True, True, True, True])
+    ticks = iter(range(100))
+    times = interleaved(
+        {"a": lambda: ran.append(None)},
+        repeats=2,
+        warmup=0,
+        counts=lambda: next(states),
+        clock=lambda: next(ticks) / 4,
+    )
+    assert times == {"a": (250.0, 250.0)}
+    assert len(ran) == 2 * 3
+    assert next(states, None) is None
+
+
+def test_a_machine_that_never_is_as_it_should_be_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dynprune.report.latency._PATIENCE", 0.0)
+    with pytest.raises(UsageError, match="No run counts"):
+        interleaved({"a": lambda: None}, repeats=1, warmup=0, counts=lambda: False)
 
 
 @pytest.fixture
