@@ -1,16 +1,18 @@
-"""Choose what to gate, and how kept counts are rounded, by what it costs on this machine."""
+"""Choose what to gate, how much, and how kept counts are rounded, by what it costs here."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 from torch import nn
 
+from dynprune.distribute import LEVELS, Part, parts_of, usual_size, width_of
 from dynprune.example import Example
 from dynprune.gate import GroupPlan, NeuronGate, plan_groups
 from dynprune.report.breakeven import TimedModule, time_modules
 
-__all__ = ["choose_by_latency"]
+__all__ = ["SavedTime", "choose_by_latency", "refuse_whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,61 @@ def choose_by_latency(
         plan if plan.group.name in configs else plan.refused(reasons[plan.group.name])
         for plan in chosen
     ]
+
+
+class SavedTime:
+    """Milliseconds in PyTorch on this machine: as many as the plans' own prune ratios save.
+
+    Each part is timed alone at a few ratios; between them time is interpolated, and savings of
+    parts are taken to add up. A part that keeps every neuron has no gate, and saves nothing.
+
+    Args:
+        model: dense, on the device that it will run on; left as it is.
+        example: one call of it, of the size and batch that it will run on.
+        plans: of its groups.
+        repeats: timed runs of every form of every module.
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Example, plans: Sequence[GroupPlan], *, repeats: int = 9
+    ) -> None:
+        forms = {str(level): _prune(level) for level in LEVELS}
+        parts = parts_of(plans)
+        self._curves = {}
+        for part in parts:
+            timed = time_modules(model, part, example, forms, repeats)
+            points = {width_of(part[0]): 0.0}
+            for form in forms:
+                kept = round(timed[0].kept[form] * width_of(part[0]))
+                points[kept] = sum(module.dense_ms - module.gated_ms[form] for module in timed)
+            self._curves[part[0].group.name] = sorted(points.items())
+        self._budget = self._sum([(part, usual_size(part[0])) for part in parts])
+
+    def of(self, part: Part, kept: int) -> float:
+        """Give the milliseconds that a part saves; negative where its gate costs more."""
+        sizes, saved = zip(*self._curves[part[0].group.name], strict=True)
+        return float(np.interp(kept, sizes, saved))
+
+    def is_enough(self, chosen: Sequence[tuple[Part, int]]) -> bool:
+        """Whether the parts save as much time as at the plans' own ratios."""
+        return self._sum(chosen) >= self._budget
+
+    def _sum(self, chosen: Sequence[tuple[Part, int]]) -> float:
+        return sum(self.of(part, kept) for part, kept in chosen)
+
+
+def refuse_whole(plans: Sequence[GroupPlan]) -> list[GroupPlan]:
+    """Refuse the groups that would keep every neuron: a gate there would cost time for nothing."""
+    return [
+        plan.refused("others save this time at less cost to the output")
+        if plan.mode != "refused" and usual_size(plan) == width_of(plan)
+        else plan
+        for plan in plans
+    ]
+
+
+def _prune(ratio: float) -> Callable[[NeuronGate], None]:
+    return lambda gate: gate.set_prune_ratio(ratio)
 
 
 def _round_to(align: int) -> Callable[[NeuronGate], None]:

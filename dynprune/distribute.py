@@ -1,9 +1,10 @@
 """Spread what is pruned over the groups by what each costs the output; the sum stays the same."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,7 +29,17 @@ from dynprune.graph.neurons import MacNode
 from dynprune.modes import at_inference
 from dynprune.report.macs import analytic
 
-__all__ = ["Choice", "distribute_by_sensitivity", "spread"]
+__all__ = [
+    "Choice",
+    "Part",
+    "SavedMacs",
+    "Savings",
+    "distribute_by_sensitivity",
+    "parts_of",
+    "spread",
+    "usual_size",
+    "width_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +51,63 @@ SAMPLE = 8
 """Inputs that the effect is measured on."""
 
 
+Part = Sequence[GroupPlan]
+"""Groups that keep equally many neurons of a segment: a hidden layer, or those of an attention."""
+
+
+class Savings(Protocol):
+    """What pruning parts of a model saves, in a unit of its own."""
+
+    def of(self, part: Part, kept: int) -> float:
+        """Give what is saved where a part alone keeps so many neurons of each segment."""
+
+    def is_enough(self, chosen: Sequence[tuple[Part, int]]) -> bool:
+        """Whether parts of these sizes save together what the model is to save."""
+
+
+class SavedMacs:
+    """Multiply-adds: as many as the plans' own prune ratios save.
+
+    Args:
+        costs: products of the model's graph.
+        plans: of its groups.
+    """
+
+    def __init__(self, costs: Sequence[MacNode], plans: Sequence[GroupPlan]) -> None:
+        gated = [plan for plan in plans if plan.mode != "refused"]
+        self._costs = costs
+        self._modes = {plan.group.name: plan.mode for plan in plans}
+        self._whole = {plan.group.name: 1.0 for plan in gated}
+        usual = {plan.group.name: usual_size(plan) / width_of(plan) for plan in gated}
+        self._dense, self._budget = self._total(self._whole), self._total(usual)
+
+    def of(self, part: Part, kept: int) -> float:
+        """Give the multiply-adds of the model that a part alone saves."""
+        return self._dense - self._total({**self._whole, **_shares(part, kept)})
+
+    def is_enough(self, chosen: Sequence[tuple[Part, int]]) -> bool:
+        """Whether the model executes as few as at the plans' own ratios."""
+        keep = dict(self._whole)
+        for part, kept in chosen:
+            keep.update(_shares(part, kept))
+        return self._total(keep) <= self._budget
+
+    def _total(self, keep: Mapping[str, float]) -> int:
+        return sum(analytic(self._costs, keep, self._modes).values())
+
+
 @dataclass(frozen=True)
 class Choice:
     """A number of neurons that a part of the model may keep.
 
     Attributes:
         kept: neurons of each segment.
-        macs: multiply-adds that are saved.
+        saved: multiply-adds, or time.
         effect: on the output.
     """
 
     kept: int
-    macs: float
+    saved: float
     effect: float
 
 
@@ -59,23 +115,23 @@ def distribute_by_sensitivity(
     model: nn.Module,
     example: Example,
     plans: Sequence[GroupPlan],
-    costs: Sequence[MacNode],
+    savings: Savings,
     calls: Iterable[Example],
 ) -> list[GroupPlan]:
-    r"""Give every group a prune ratio of its own; the model costs what it would with the plans'.
+    r"""Give every group a prune ratio of its own; the model saves what it would with the plans'.
 
     Each part alone (a hidden layer, or an attention, whose queries, keys and values keep equally
     many) is pruned at a few ratios, and the output y compared with the dense one:
 
     .. math:: e = \mathrm{mean} \, \|y - y_0\|^2 / \|y_0\|^2
 
-    Effects are taken to add up. What saves most multiply-adds for its effect is pruned first.
+    Effects are taken to add up. What saves most for its effect is pruned first.
 
     Args:
         model: dense; left as it is.
         example: one call of it.
         plans: of its groups, as `plan_groups` settled them.
-        costs: products of its graph.
+        savings: what pruning saves, and how much is enough.
         calls: inputs; gates are calibrated on them all, effects measured on the first few.
 
     Returns:
@@ -87,36 +143,26 @@ def distribute_by_sensitivity(
             "No data was given: every group skips the same share. Give --data to spread."
         )
         return list(plans)
-    parts = _parts(plans)
-    modes = {plan.group.name: plan.mode for plan in plans}
+    parts = parts_of(plans)
     inject(model, plans)
     try:
         start_from_weights(model)
         calibrate(model, calls)
-        usual = {name: gate.keep_ratio for name, gate in gates(model).items()}
         effects = _effects(model, parts, calls[:SAMPLE])
     finally:
         remove(model)
-
-    def total(chosen: Iterable[tuple[Sequence[GroupPlan], int]]) -> int:
-        """Count the model's multiply-adds with some parts at these sizes, the others whole."""
-        keep = {plan.group.name: kept / _width(plan) for part, kept in chosen for plan in part}
-        return sum(analytic(costs, {**whole, **keep}, modes).values())
-
-    whole = dict.fromkeys(usual, 1.0)
-    dense, budget = total(()), sum(analytic(costs, usual, modes).values())
     options = [
-        [Choice(kept, dense - total([(part, kept)]), effect) for kept, effect in found]
+        [Choice(kept, savings.of(part, kept), effect) for kept, effect in found]
         for part, found in zip(parts, effects, strict=True)
     ]
     chosen = spread(
         options,
-        lambda choices: total(zip(parts, (c.kept for c in choices), strict=True)) <= budget,
+        lambda choices: savings.is_enough(list(zip(parts, (c.kept for c in choices), strict=True))),
     )
     configs = {}
     for part, choice in zip(parts, chosen, strict=True):
         for plan in part:
-            ratio = 1.0 - choice.kept / _width(plan)
+            ratio = 1.0 - choice.kept / width_of(plan)
             configs[plan.group.name] = replace(plan.config, prune_ratio=ratio)
             logger.info("%s: prune ratio %.2f", plan.group.name, ratio)
     new = plan_groups(model, example, [plan.group for plan in plans], configs)
@@ -141,7 +187,7 @@ def spread(
     Example:
         >>> cheap = [Choice(8, 0, 0.0), Choice(4, 10, 0.1), Choice(2, 15, 0.2)]
         >>> dear = [Choice(8, 0, 0.0), Choice(4, 10, 1.0)]
-        >>> chosen = spread([cheap, dear], lambda chosen: sum(c.macs for c in chosen) >= 15)
+        >>> chosen = spread([cheap, dear], lambda chosen: sum(c.saved for c in chosen) >= 15)
         >>> [choice.kept for choice in chosen]
         [2, 8]
     """
@@ -158,10 +204,10 @@ def spread(
 
 
 def _hull(choices: Sequence[Choice]) -> list[Choice]:
-    """Give the choices on the lower convex hull of effect over multiply-adds saved."""
+    """Give the choices on the lower convex hull of effect over what is saved."""
     hull: list[Choice] = []
     for new in choices:
-        if hull and new.macs <= hull[-1].macs:
+        if hull and new.saved <= hull[-1].saved:
             continue
         while len(hull) > 1 and _slope(hull[-2], new) < _slope(hull[-2], hull[-1]):
             hull.pop()
@@ -170,10 +216,10 @@ def _hull(choices: Sequence[Choice]) -> list[Choice]:
 
 
 def _slope(a: Choice, b: Choice) -> float:
-    return (b.effect - a.effect) / (b.macs - a.macs)
+    return (b.effect - a.effect) / (b.saved - a.saved)
 
 
-def _parts(plans: Sequence[GroupPlan]) -> list[list[GroupPlan]]:
+def parts_of(plans: Sequence[GroupPlan]) -> list[Part]:
     """Put the groups that keep equally many neurons of a head together."""
     parts: dict[object, list[GroupPlan]] = {}
     for plan in plans:
@@ -182,19 +228,29 @@ def _parts(plans: Sequence[GroupPlan]) -> list[list[GroupPlan]]:
     return list(parts.values())
 
 
-def _width(plan: GroupPlan) -> int:
+def usual_size(plan: GroupPlan) -> int:
+    """Give the neurons of a segment that a group keeps at its plan's own prune ratio."""
+    return kept_count(width_of(plan), plan.config.prune_ratio, plan.config.align)
+
+
+def _shares(part: Part, kept: int) -> dict[str, float]:
+    return {plan.group.name: kept / width_of(plan) for plan in part}
+
+
+def width_of(plan: GroupPlan) -> int:
+    """Give the neurons of a segment: a whole hidden layer, or one attention head."""
     return plan.group.neurons // max(1, plan.group.heads)
 
 
 def _sizes(plan: GroupPlan) -> list[int]:
     """Give what a segment may keep, all of it first."""
-    width, align = _width(plan), plan.config.align
+    width, align = width_of(plan), plan.config.align
     ratios = (step / width for step in range(int(LEVELS[-1] * width) + 1))
     return sorted({kept_count(width, ratio, align) for ratio in ratios}, reverse=True)
 
 
 def _effects(
-    model: nn.Module, parts: Sequence[Sequence[GroupPlan]], calls: Sequence[Example]
+    model: nn.Module, parts: Sequence[Part], calls: Sequence[Example]
 ) -> list[list[tuple[int, float]]]:
     """Give each part's sizes and the effect of each, all other parts whole."""
     by_name = gates(model)
@@ -216,7 +272,7 @@ def _effects(
                     places.append(place)
                     values.append(sum(errors) / len(errors))
             _set(here, 0.0)
-            width = _width(part[0])
+            width = width_of(part[0])
             found.append(
                 [(k, float(np.interp(1.0 - k / width, places, values))) for k in _sizes(part[0])]
             )

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from dynprune.choose import choose_by_latency
+from dynprune.choose import SavedTime, choose_by_latency, refuse_whole
 from dynprune.data import (
     SegmentationData,
     TrainingBatches,
@@ -23,7 +23,7 @@ from dynprune.data import (
 from dynprune.distill import is_first_process
 from dynprune.distill.journal import Record, last_scores
 from dynprune.distill.trainer import train
-from dynprune.distribute import distribute_by_sensitivity
+from dynprune.distribute import SavedMacs, Savings, distribute_by_sensitivity
 from dynprune.errors import DynpruneError, NoMatchError, OutputError
 from dynprune.evaluate import evaluate
 from dynprune.example import Example
@@ -40,7 +40,7 @@ from dynprune.gate import (
     start_from_weights,
 )
 from dynprune.gate.probe import small_example
-from dynprune.graph import find_groups
+from dynprune.graph import Grouping, find_groups
 from dynprune.models import LoadedModel
 from dynprune.modes import at_inference, keeping_buffers
 from dynprune.provenance import Provenance, provenance_of, set_provenance
@@ -188,15 +188,8 @@ def apply_recipe(
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
     try:
         grouping = find_groups(model, loaded.example)
-        configs = gate_configs(recipe, grouping.groups)
-        plans: Sequence[GroupPlan] = plan_groups(model, loaded.example, grouping.groups, configs)
-        if recipe.apply.target == "latency":
-            plans = choose_by_latency(model, loaded.example, plans)
         calibration = None if calibration is None else list(calibration)
-        if recipe.sparsity.distribution == "sensitivity":
-            plans = distribute_by_sensitivity(
-                model, loaded.example, plans, grouping.costs, calibration or ()
-            )
+        plans = _planned(model, loaded.example, recipe, grouping, calibration or ())
         record = inject(model, plans, seed=recipe.runtime.seed)
         refused = [plan for plan in record.plans if plan.mode == "refused"]
         if len(refused) == len(record.plans):
@@ -236,6 +229,28 @@ def apply_recipe(
         ),
     )
     return model.eval()
+
+
+def _planned(
+    model: nn.Module,
+    example: Example,
+    recipe: Recipe,
+    grouping: Grouping,
+    calibration: Sequence[Example],
+) -> list[GroupPlan]:
+    """Settle how every group is gated, and how much it skips."""
+    configs = gate_configs(recipe, grouping.groups)
+    plans = plan_groups(model, example, grouping.groups, configs)
+    saves_time = recipe.apply.target == "latency"
+    if saves_time:
+        plans = choose_by_latency(model, example, plans)
+    if recipe.sparsity.distribution == "uniform":
+        return plans
+    savings: Savings = SavedMacs(grouping.costs, plans)
+    if saves_time and calibration:
+        savings = SavedTime(model, example, plans)
+    plans = distribute_by_sensitivity(model, example, plans, savings, calibration)
+    return refuse_whole(plans) if saves_time else plans
 
 
 def restore(model: nn.Module) -> nn.Module:

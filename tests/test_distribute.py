@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune import distribute
-from dynprune.distribute import Choice, distribute_by_sensitivity, spread
+from dynprune.distribute import Choice, SavedMacs, distribute_by_sensitivity, spread
 from dynprune.example import Example
 from dynprune.gate import GateConfig, gates, inject, plan_groups, set_execution
 from dynprune.graph import find_groups
@@ -37,7 +37,8 @@ def distributed(model, example, calls):
     grouping = find_groups(model, example)
     configs = {g.name: GateConfig(prune_ratio=0.5, align=4) for g in grouping.groups}
     plans = plan_groups(model, example, grouping.groups, configs)
-    return plans, distribute_by_sensitivity(model, example, plans, grouping.costs, calls), grouping
+    savings = SavedMacs(grouping.costs, plans)
+    return plans, distribute_by_sensitivity(model, example, plans, savings, calls), grouping
 
 
 def macs(model, plans, grouping):
@@ -88,7 +89,8 @@ def test_a_refused_group_stays_refused_for_its_reason():
     grouping = find_groups(model, example)
     configs = {g.name: GateConfig(align=4) for g in grouping.groups if g.kind == "ffn"}
     before = plan_groups(model, example, grouping.groups, configs)
-    after = distribute_by_sensitivity(model, example, before, grouping.costs, [example])
+    savings = SavedMacs(grouping.costs, before)
+    after = distribute_by_sensitivity(model, example, before, savings, [example])
     assert [(p.mode, p.reason) for p in after] == [(p.mode, p.reason) for p in before]
 
 
@@ -109,13 +111,13 @@ def test_no_other_choice_saves_as_much_for_less(seed):
         choices = [Choice(4, 0, 0.0)]
         choices += [Choice(3 - i, *pair) for i, pair in enumerate(zip(saved, effects, strict=True))]
         options.append(choices)
-    budget = chance.random() * sum(choices[-1].macs for choices in options)
-    chosen = spread(options, lambda chosen: sum(c.macs for c in chosen) >= budget)
-    reached = sum(choice.macs for choice in chosen)
+    budget = chance.random() * sum(choices[-1].saved for choices in options)
+    chosen = spread(options, lambda chosen: sum(c.saved for c in chosen) >= budget)
+    reached = sum(choice.saved for choice in chosen)
     effect = sum(choice.effect for choice in chosen)
     assert reached >= budget
     for other in itertools.product(*options):
-        if sum(choice.macs for choice in other) >= reached:
+        if sum(choice.saved for choice in other) >= reached:
             assert sum(choice.effect for choice in other) >= effect - 1e-12
 
 

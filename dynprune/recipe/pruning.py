@@ -73,7 +73,8 @@ class Apply(Section):
     """Which neuron groups are gated, and how."""
 
     target: Literal["macs", "latency"] = "macs"
-    """What is saved: multiply-adds, or time here, where gates that do not pay stay out."""
+    """What is saved: multiply-adds, or time here, where gates that do not pay stay out and counts
+    are rounded as is fastest."""
 
     targets: tuple[Target, ...] = Field(min_length=1)
     """What is gated; the first target that matches a group decides its keep_ratio."""
@@ -108,8 +109,9 @@ class Sparsity(Section):
     """Share of each group's neurons that ends up pruned (fraction; the paper's r)."""
 
     distribution: Literal["uniform", "sensitivity"] = "uniform"
-    """Whether every group skips that share, or the multiply-adds that it saves are spread by what
-    each group costs the output on calibration's inputs."""
+    """Whether every group skips that share, or what it saves (multiply-adds, or the time measured
+    here, by `apply.target`) is spread by what each group costs the output on calibration's
+    inputs."""
 
     schedule: Schedule = Schedule()
     """How the share grows."""
