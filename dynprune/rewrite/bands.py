@@ -21,6 +21,10 @@ BAND = 1 << 19
 ROWS = 8
 """Rows of a band are a multiple of this: what the maps of a hierarchy usually differ by."""
 
+AHEAD = 2
+"""Bands for which maps are resized along their width at once. All of a map at once is larger than
+what allocators keep: fresh pages at every call."""
+
 # An operator of its own, since resizing, however it is computed, is no multiply-add of the model:
 # counters of products look into no operator that they do not know.
 _LIBRARY = Library("dynprune", "FRAGMENT")
@@ -90,18 +94,21 @@ def bands_of_sum(
     """
     channels = len(stages[0].weight)
     whole = [stage for stage in stages if stage.resize is None]
-    small = [_widened(stage, height, width) for stage in stages if stage.resize is not None]
+    small = [_Small(stage, height, width) for stage in stages if stage.resize is not None]
     rows = max(1, BAND // (width * channels) // ROWS) * ROWS
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
+        if top % (rows * AHEAD) == 0:
+            wide = [stage.widened(top, min(height, top + rows * AHEAD)) for stage in small]
         band = _projected(whole, bias, slice(top, bottom))
         if band is None:
             band = stages[0].weight.new_zeros((bottom - top) * width, channels)
             band = band if bias is None else band.add_(bias)
         flat = band.view(bottom - top, width * channels)
-        for lines, matrix, first, last in small:
-            read = slice(min(first[top:bottom]), max(last[top:bottom]))
-            torch.ops.dynprune.add_resized_(flat, matrix[top:bottom, read], lines[read])
+        for stage, (start, lines) in zip(small, wide, strict=True):
+            read = stage.read(top, bottom)
+            rows_read = lines[read.start - start : read.stop - start]
+            torch.ops.dynprune.add_resized_(flat, stage.matrix[top:bottom, read], rows_read)
         yield top, band.view(bottom - top, width, channels)
 
 
@@ -117,15 +124,33 @@ def _projected(whole: Sequence[Stage], bias: Tensor | None, rows: slice) -> Tens
     return total
 
 
-def _widened(
-    stage: Stage, height: int, width: int
-) -> tuple[Tensor, Tensor, tuple[int, ...], tuple[int, ...]]:
-    """Project a small map, resize it along its width, (H_i, width * D), and say what rows need."""
-    assert stage.resize is not None
-    rows = len(stage.tokens)
-    x = F.linear(stage.tokens, stage.weight)[None].permute(0, 3, 1, 2)  # (1, D, H_i, W_i)
-    lines = stage.resize(x, (rows, width)).permute(0, 2, 3, 1).reshape(rows, -1)
-    return lines, *resize_matrix(stage.resize, rows, height, x.dtype)
+class _Small:
+    """A map that is resized: along its width some bands ahead, along its height for each band.
+
+    Args:
+        stage: the map.
+        height: of the sum.
+        width: of the sum.
+    """
+
+    def __init__(self, stage: Stage, height: int, width: int) -> None:
+        assert stage.resize is not None
+        self.map = F.linear(stage.tokens, stage.weight)  # (H_i, W_i, D)
+        self.resize, self.width = stage.resize, width
+        self.matrix, self.first, self.last = resize_matrix(
+            stage.resize, len(stage.tokens), height, self.map.dtype
+        )
+
+    def read(self, top: int, bottom: int) -> slice:
+        """Say which rows of the map these rows of the sum take."""
+        return slice(min(self.first[top:bottom]), max(self.last[top:bottom]))
+
+    def widened(self, top: int, bottom: int) -> tuple[int, Tensor]:
+        """Resize those rows along their width; give the first's place, and (rows, width * D)."""
+        read = self.read(top, bottom)
+        x = self.map[read][None].permute(0, 3, 1, 2)  # (1, D, rows, W_i)
+        lines = self.resize(x, (x.shape[2], self.width))
+        return read.start, lines.permute(0, 2, 3, 1).reshape(x.shape[2], -1)
 
 
 @lru_cache(maxsize=64)
