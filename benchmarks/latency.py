@@ -143,6 +143,14 @@ def measured(name: str, runs: int, cores: str) -> dict[str, Any]:
     }
 
 
+def measured_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure a row in a process of its own: allocators adapt to what ran before."""
+    command = [sys.executable, __file__, name, "--row", "--cores", options.cores]
+    command += ["--runs", str(options.runs), "--threads", str(options.threads)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return dict(json.loads(done.stdout))
+
+
 def row_name(name: str, cores: str) -> str:
     """Give the name that a row is stored by: in its usual state, or with its cores apart."""
     return f"{name}-apart" if cores == "apart" else name
@@ -190,9 +198,10 @@ def page(rows: Sequence[dict[str, Any]]) -> str:
 
 Made by `python benchmarks/latency.py` on {rows[0]["machine"]}, {rows[0]["threads"]} threads, with
 torch {rows[0]["torch"]}. Random weights: what is executed depends on shapes alone. Medians of runs
-in turns; ratios within a row are what counts, milliseconds belong to one machine. Every timed run
-follows an untimed one of the same form, so that
-caches are as in steady use; every engine compiles every form for the input size of its row.
+in turns; ratios within a row are what counts, milliseconds belong to one machine. Every row has a
+process of its own, since allocators adapt to what ran before. Every timed run follows an untimed
+one of the same form, so that caches are as in steady use; every engine compiles every form for the
+input size of its row.
 
 The two cores are a virtual machine's, which stand at one last-level cache most of the time and at
 two the rest. That is told by how long threads take to exchange what they wrote
@@ -238,6 +247,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="compare with the stored results")
     parser.add_argument("--page", action="store_true", help="write the stored results anew")
+    parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory", choices=FORMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := [name for name in options.rows if name not in ROWS]:
@@ -246,6 +256,9 @@ def main() -> int:
     if options.memory:
         print(peak_mb(ROWS[options.rows[0]], options.memory))
         return 0
+    if options.row:
+        print(json.dumps(measured(options.rows[0], options.runs, options.cores)))
+        return 0
     path = options.output / "latency.json"
     known = {row["row"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     problems = []
@@ -253,7 +266,7 @@ def main() -> int:
         write_file(path.with_suffix(".md"), page(in_order(known)))
         return 0
     for name in options.rows or ROWS:
-        row = measured(name, options.runs, options.cores)
+        row = measured_apart(name, options)
         print(table([row]), flush=True)
         if options.check:
             before = known.get(row["row"])

@@ -1,5 +1,8 @@
 """A ratio that falls too far fails the check, and rows become a table."""
 
+import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +73,28 @@ def test_an_unknown_row_is_named(monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "no row is called b9-50; there are: b2-50," in capsys.readouterr().err
+
+
+def test_every_row_has_a_process_of_its_own_and_is_written_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command[2:4])
+        measured = row(4.0) | {"row": command[2]}
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(measured))
+
+    monkeypatch.setattr("benchmarks.latency.subprocess.run", run)
+    arguments = ["latency.py", "b2-50", "b0-50", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert main() == 0
+    assert commands == [["b2-50", "--row"], ["b0-50", "--row"]]
+    stored = json.loads((tmp_path / "latency.json").read_text())
+    assert [found["row"] for found in stored] == ["b2-50", "b0-50"]
+    assert "| b0-50 |" in (tmp_path / "latency.md").read_text()
+    monkeypatch.setattr("sys.argv", [*arguments, "--check"])
+    assert main() == 0
+    worse = [found | {"engines": row(9.0)["engines"]} for found in stored]
+    (tmp_path / "latency.json").write_text(json.dumps(worse))
+    assert main() == 1
