@@ -10,7 +10,7 @@ from torch import nn
 from dynprune.distribute import LEVELS, Part, parts_of, usual_size, width_of
 from dynprune.example import Example
 from dynprune.gate import GroupPlan, NeuronGate, plan_groups
-from dynprune.report.breakeven import TimedModule, time_modules
+from dynprune.report.breakeven import TimedModule, at_ratios, time_modules
 
 __all__ = ["SavedTime", "choose_by_latency", "refuse_whole"]
 
@@ -76,7 +76,7 @@ class SavedTime:
     def __init__(
         self, model: nn.Module, example: Example, plans: Sequence[GroupPlan], *, repeats: int = 9
     ) -> None:
-        forms = {str(level): _prune(level) for level in LEVELS}
+        forms = at_ratios(LEVELS)
         parts = parts_of(plans)
         self._curves = {}
         for part in parts:
@@ -109,10 +109,6 @@ def refuse_whole(plans: Sequence[GroupPlan]) -> list[GroupPlan]:
         else plan
         for plan in plans
     ]
-
-
-def _prune(ratio: float) -> Callable[[NeuronGate], None]:
-    return lambda gate: gate.set_prune_ratio(ratio)
 
 
 def _round_to(align: int) -> Callable[[NeuronGate], None]:

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import SAME, VIEWS, emit, moved, value_of
+from dynprune.export.nodes import MOVES, emit, is_parameter, moved, value_of
 
 __all__ = ["centre_norms"]
 
 _ATEN = torch.ops.aten
-
-_MOVES = {*SAME, *VIEWS, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.t.default}
 
 _Source = tuple[int, int]
 """Which argument of a node, and which axis of it."""
@@ -78,7 +76,7 @@ def _constants(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder":
-            is_constant = node.name[:2] in {"p_", "b_"}
+            is_constant = is_parameter(node)
         else:
             is_constant = node.op == "call_function" and found.issuperset(node.all_input_nodes)
         if is_constant:
@@ -159,7 +157,7 @@ def _sources(node: fx.Node, axis: int) -> list[_Source] | None:
         return None
     last = value_of(node).dim() - 1
     both = [(1, 0), (2, 0)] if len(node.args) > 2 and node.args[2] is not None else [(1, 0)]
-    if node.target in _MOVES:
+    if node.target in MOVES:
         befores = range(value_of(node.args[0]).dim())
         return [(0, before) for before in befores if moved(node, before) == axis] or None
     if node.target == _ATEN.add.Tensor:

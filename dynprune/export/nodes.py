@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-__all__ = ["SAME", "VIEWS", "describe", "emit", "is_fixed", "moved", "origin", "value_of"]
+__all__ = [
+    "MOVES",
+    "SAME",
+    "VIEWS",
+    "describe",
+    "emit",
+    "is_fixed",
+    "is_parameter",
+    "moved",
+    "origin",
+    "value_of",
+]
 
 _ATEN = torch.ops.aten
 
@@ -19,6 +30,8 @@ VIEWS = {
 SAME = {_ATEN.contiguous.default, _ATEN.clone.default, _ATEN.alias.default, _ATEN.detach.default}
 """What shows the same values in the same shape."""
 
+MOVES = {*VIEWS, *SAME, _ATEN.permute.default, _ATEN.transpose.int, _ATEN.t.default}
+"""What shows the same values, in another order or shape."""
 
 _ARITHMETIC = {
     *(_ATEN.t.default, _ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor),
@@ -56,23 +69,28 @@ def _keeps_type(node: fx.Node) -> bool:
     return node.target == _ATEN.to.dtype and value_of(node).dtype == value_of(node.args[0]).dtype
 
 
+def is_parameter(node: fx.Node) -> bool:
+    """Whether a placeholder stands for a parameter or buffer, and not for an input."""
+    return node.name[:2] in {"p_", "b_"}
+
+
 def is_fixed(node: Any) -> bool:
     """Whether the node is a parameter or buffer, or is worked out from such alone."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "placeholder":
-        return node.name[:2] in {"p_", "b_"}
+        return is_parameter(node)
     return node.target in {*VIEWS, *SAME, *_ARITHMETIC} and all(map(is_fixed, node.all_input_nodes))
 
 
 def moved(node: fx.Node, axis: int) -> int | None:
     """Give where a movement brings an axis of what it reads; None if it is none, or merges it."""
+    if node.target not in MOVES:
+        return None
     if node.target in SAME:
         return axis
     if node.target == _ATEN.t.default:
         return 1 - axis
-    if node.target not in {*VIEWS, _ATEN.permute.default, _ATEN.transpose.int}:
-        return None
     before, after = value_of(node.args[0]), value_of(node)
     last = before.dim() - 1
     if node.target in VIEWS:

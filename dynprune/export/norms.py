@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import SAME, VIEWS, emit, is_fixed, moved, origin, value_of
+from dynprune.export.nodes import MOVES, SAME, VIEWS, emit, is_fixed, moved, origin, value_of
 
 __all__ = ["absorb_norms", "scale_keys"]
 
@@ -242,8 +242,7 @@ def scale_keys(program: ExportedProgram) -> ExportedProgram:
 def _rows_of_keys(attention: fx.Node) -> _Rows | None:
     """Give the chosen rows that make the keys of one attention alone, without a bias."""
     node: Any = attention.args[1]
-    moves = {*VIEWS, *SAME, _ATEN.permute.default, _ATEN.transpose.int}
-    while isinstance(node, fx.Node) and node.target in moves and len(node.users) == 1:
+    while isinstance(node, fx.Node) and node.target in MOVES and len(node.users) == 1:
         node = node.args[0]
     if not isinstance(node, fx.Node) or len(node.users) > 1 or _bias(node) is not None:
         return None

@@ -19,7 +19,7 @@ from dynprune.modes import evaluating
 from dynprune.report.latency import interleaved
 from dynprune.report.macs import without_gates
 
-__all__ = ["BreakEven", "TimedModule", "break_even", "crossing", "time_modules"]
+__all__ = ["BreakEven", "TimedModule", "at_ratios", "break_even", "crossing", "time_modules"]
 
 RATIOS = (0.0, 0.25, 0.5, 0.75)
 """Prune ratios that are timed."""
@@ -87,11 +87,7 @@ def break_even(
         repeats: timed runs of every form.
         ratios: prune ratios, ascending.
     """
-
-    def prune(ratio: float) -> Callable[[NeuronGate], None]:
-        return lambda gate: gate.set_prune_ratio(ratio)
-
-    forms = {str(ratio): prune(ratio) for ratio in ratios}
+    forms = at_ratios(ratios)
     found = []
     for timed in time_modules(without_gates(model), attached(model).plans, example, forms, repeats):
         points = tuple((1.0 - timed.kept[form], timed.gated_ms[form]) for form in forms)
@@ -99,6 +95,15 @@ def break_even(
         names = tuple(plan.group.name for plan in timed.plans)
         found.append(BreakEven(timed.module, names, timed.dense_ms, points, crossed))
     return found
+
+
+def at_ratios(ratios: Sequence[float]) -> dict[str, Callable[[NeuronGate], None]]:
+    """Name a form for every prune ratio, for `time_modules`."""
+
+    def prune(ratio: float) -> Callable[[NeuronGate], None]:
+        return lambda gate: gate.set_prune_ratio(ratio)
+
+    return {str(ratio): prune(ratio) for ratio in ratios}
 
 
 @dataclass(frozen=True)
