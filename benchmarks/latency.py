@@ -143,7 +143,7 @@ def measured(name: str, runs: int, cores: str) -> dict[str, Any]:
     }
 
 
-def measured_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def measured_alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure a row in a process of its own: allocators adapt to what ran before."""
     command = [sys.executable, __file__, name, "--row", "--cores", options.cores]
     command += ["--runs", str(options.runs), "--threads", str(options.threads)]
@@ -176,8 +176,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "| row | input | engine | dense ms | rewritten ms | pruned ms | speedup | efficiency "
         "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned | runs "
-        "| scatter |",
-        "|---|---|---|---:|---:|---:|---:|---:|---|---|---:|---:|",
+        "| scatter | cores |",
+        "|---|---|---|---:|---:|---:|---:|---:|---|---|---:|---:|---|",
     ]
     for row in rows:
         macs = " / ".join(f"{row['macs'][form] / 1e9:.2f}" for form in FORMS)
@@ -186,7 +186,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             times = [f"{found[f'{form}_ms']:.1f}" for form in FORMS]
             ratios = [f"**{found['speedup']:.2f}**", f"{found['efficiency']:.2f}"]
             place = "x".join(map(str, row["input"]))
-            ends = [macs, memory, str(row["runs"]), f"{scatter(row):.0%}"]
+            ends = [macs, memory, str(row["runs"]), f"{scatter(row):.0%}", row.get("cores", "any")]
             cells = [row["row"], place, engine, *times, *ratios, *ends]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -213,8 +213,9 @@ A row's name is the model and its prune ratio in per cent; -batch-N is the input
 -apart says that the cores shared no cache.
 
 - **dense** is the published model, in files with its own norms, **rewritten** has the lossless
-  rewrites alone, **pruned** has
-  the gates too, which choose neurons for every input inside the timed call.
+  rewrites alone, **pruned** has the gates too, which choose neurons for every input inside the
+  timed call.
+- **cores**: which runs counted, as above.
 - **speedup** is dense over pruned. **efficiency** is (rewritten ms / pruned ms) over (rewritten
   MACs / pruned MACs): 1 means that every multiply-add that the gates saved was time saved.
 - **scatter** is the largest distance between the quartiles of any form of the row, of its median.
@@ -266,7 +267,7 @@ def main() -> int:
         write_file(path.with_suffix(".md"), page(in_order(known)))
         return 0
     for name in options.rows or ROWS:
-        row = measured_apart(name, options)
+        row = measured_alone(name, options)
         print(table([row]), flush=True)
         if options.check:
             before = known.get(row["row"])
