@@ -20,7 +20,7 @@ from dynprune.card import model_card
 from dynprune.declared import check_numbers, first_line, read_header
 from dynprune.errors import DynpruneError, InputError, OutputError
 from dynprune.files import written_directory
-from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
+from dynprune.gate import GroupPlan, attached, fold_means, gates, inject, is_gated
 from dynprune.models import MANIFEST, ModelSource, build
 from dynprune.provenance import Provenance, provenance_of, set_provenance
 from dynprune.rewrite import Rewrite, reapply
@@ -29,6 +29,7 @@ __all__ = ["environment", "load", "save", "write_model"]
 
 SCHEMA = "dynprune/1"
 WEIGHTS = "model.safetensors"
+OFFSET = ".offset"  # how the buffers that hold folded means are called
 CARD = "README.md"
 MOST_BYTES = 64 << 20  # of a manifest
 _LEAST_WIDEST = 1024
@@ -255,7 +256,11 @@ def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     try:
-        load_weights(model, str(path))
+        missing, unexpected = load_weights(model, str(path), strict=False)
+        if unexpected or any(not name.endswith(OFFSET) for name in missing):
+            raise RuntimeError(f"its tensors are not the model's: {[*missing, *unexpected][:3]}")
+        if missing:  # files of earlier versions hold the means alone
+            fold_means(model)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
