@@ -2,7 +2,7 @@
 
 from dynprune.gate.attach import gate_model, plan_groups
 from dynprune.gate.calibrate import calibrate, measure, start_from_weights
-from dynprune.gate.call import Observation, forcing, observing
+from dynprune.gate.call import Observation, forcing, observing, recording
 from dynprune.gate.compensation import fold_means
 from dynprune.gate.config import GateConfig
 from dynprune.gate.execution import set_execution, set_prune_ratio, set_sparsity_progress
@@ -46,6 +46,7 @@ __all__ = [
     "measure",
     "observing",
     "plan_groups",
+    "recording",
     "refit_consumers",
     "remove",
     "set_execution",

@@ -9,6 +9,7 @@ traces the former alone; a forward pass never waits in its middle, so that both 
 
 import inspect
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from dynprune.gate.instances import InstanceLayout
 from dynprune.gate.padding import PaddingMask, masks_of, real_tokens
 from dynprune.gate.selection import GateOutput, Selection, threshold
 
-__all__ = ["Call", "GatedNeurons", "Observation", "Scope", "forcing", "observing"]
+__all__ = ["Call", "GatedNeurons", "Observation", "Scope", "forcing", "observing", "recording"]
 
 
 @dataclass(eq=False)
@@ -282,6 +283,22 @@ def observing(watcher: Watcher) -> Iterator[None]:
         yield
     finally:
         _thread.watchers = before
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, list[Observation]]]:
+    """Collect what gates do in this thread while the block runs.
+
+    Yields:
+        Group name -> an observation for every time that its gate chose.
+    """
+    seen: dict[str, list[Observation]] = defaultdict(list)
+
+    def record(observation: Observation) -> None:
+        seen[observation.neurons.name].append(observation)
+
+    with observing(record):
+        yield seen
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import gates, is_gated, measure, observing, set_execution
+from dynprune.gate import gates, is_gated, measure, recording, set_execution
 from dynprune.modes import at_inference
 from dynprune.report.overlap import Overlap, WorldOverlap, overlap_between, overlap_of
 
@@ -244,8 +244,10 @@ def _kept_sets(model: nn.Module, calls: Sequence[Example], tell: Progress) -> di
         set_execution(model, "compact")
         with at_inference(model):
             for index, call in enumerate(calls):
-                with observing(lambda seen: found[seen.neurons.name].append(seen.selection.keep)):
+                with recording() as seen:
                     call.run(model)
+                for name, (observation,) in seen.items():
+                    found[name].append(observation.selection.keep)
                 tell(index + 1, 2 * len(calls))
     finally:
         for name, gate in gates(model).items():
