@@ -1,7 +1,6 @@
 """Dynamic gated linear layers: selection, execution, injection and the way back."""
 
 from dynprune.gate.attach import gate_model, plan_groups
-from dynprune.gate.calibrate import calibrate, measure, start_from_weights
 from dynprune.gate.call import Observation, forcing, observing, recording
 from dynprune.gate.compensation import fold_means
 from dynprune.gate.config import GateConfig
@@ -19,7 +18,6 @@ from dynprune.gate.instances import InstanceLayout
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan
-from dynprune.gate.refit import refit_consumers
 from dynprune.gate.selection import GateOutput, Selection
 from dynprune.gate.topr import kept_count
 
@@ -34,7 +32,6 @@ __all__ = [
     "Observation",
     "Selection",
     "attached",
-    "calibrate",
     "fold_means",
     "forcing",
     "gate_model",
@@ -43,14 +40,11 @@ __all__ = [
     "inject",
     "is_gated",
     "kept_count",
-    "measure",
     "observing",
     "plan_groups",
     "recording",
-    "refit_consumers",
     "remove",
     "set_execution",
     "set_prune_ratio",
     "set_sparsity_progress",
-    "start_from_weights",
 ]

@@ -17,12 +17,13 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.probe import Probe, probe, small_example
-from dynprune.gate.results import close
 from dynprune.gate.survive import those_that_run
 from dynprune.gate.verify import verify
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.modes import at_inference, keeping_buffers
+from dynprune.host.failures import reraise_ours
+from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.outputs import close
 
 __all__ = ["gate_model", "plan_groups"]
 
@@ -65,6 +66,7 @@ def plan_groups(
         try:
             return _verified(model, plans, small, seen)
         except Exception as error:  # of the host's own code, on layers that it does not know
+            reraise_ours(error)
             logger.debug("Verification fails: %s", error, exc_info=True)
         return _verified(model, those_that_run(model, plans, small), small, seen)
 
@@ -159,5 +161,6 @@ def _fault(model: nn.Module, group: NeuronGroup) -> str | None:
             if not close([module(x)], [plain(x)]):
                 return f"{name} computes something else than its weight and bias say"
         except Exception as failure:  # a foreign layer fails in its own words
+            reraise_ours(failure)
             return f"{name} is no linear layer: {failure}".split("\n")[0].rstrip(".")
     return None

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from dynprune.errors import GateError, UsageError
-from dynprune.fastpath import ClosedPath, close_fused_paths, open_fused_paths
 from dynprune.gate.attention import narrow
 from dynprune.gate.call import Scope
 from dynprune.gate.carriers import carry
@@ -18,7 +17,8 @@ from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import Channels
-from dynprune.replace import replace_everywhere
+from dynprune.host.fused_paths import ClosedPath, close_fused_paths, open_fused_paths
+from dynprune.host.replacing import replace_everywhere
 
 __all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
 
@@ -129,8 +129,9 @@ def remove(model: nn.Module) -> nn.Module:
     for new, old in back.items():
         for parameter in new.parameters(recurse=False):
             parameter.data = parameter.data.contiguous()
-        if isinstance(new.bias, nn.Parameter) and getattr(old, "bias", None) is None:
-            old.register_parameter("bias", new.bias)
+        bias = new._parameters.get("bias")
+        if bias is not None and getattr(old, "bias", None) is None:
+            old.register_parameter("bias", bias)
         old.train(new.training)
     replace_everywhere(model, back)
     open_fused_paths(record.closed)

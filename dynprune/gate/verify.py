@@ -20,8 +20,9 @@ from dynprune.gate.execution import set_execution
 from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
-from dynprune.gate.results import TOLERANCE, Results, close, tensors_of
 from dynprune.gate.selection import GateOutput
+from dynprune.host.failures import first_line, reraise_ours
+from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
 
 __all__ = ["verify"]
 
@@ -197,6 +198,7 @@ class _Trial:
         try:
             self._run({})
         except Exception as error:  # `_controlled` says it of each group
+            reraise_ours(error)
             logger.debug("A trial failed: %s", error)
         finally:
             for handle in handles:
@@ -212,7 +214,10 @@ class _Trial:
         try:
             reference = self._run({})
         except Exception as error:  # the host's own code, on gated layers
-            return plan.refused(f"its module fails with a gated layer in its place: {_line(error)}")
+            reraise_ours(error)
+            return plan.refused(
+                f"its module fails with a gated layer in its place: {first_line(error)}"
+            )
         keep = self.kept.get(gate.members)
         if keep is None:
             return plan.refused("the model keeps its layers elsewhere and does not run gated ones")
@@ -303,8 +308,9 @@ class _Trial:
             try:
                 result = self._run(modes, heads, names)
             except Exception as error:  # host code fails in its own ways on narrow tensors
+                reraise_ours(error)
                 narrow_what = "narrow heads" if plans[0].group.heads else "fewer neurons"
-                reason = reason or f"{narrow_what} break its code: {_line(error)}"
+                reason = reason or f"{narrow_what} break its code: {first_line(error)}"
                 continue
             if close(result, reference, self.tolerance):
                 return heads, ""
@@ -377,6 +383,7 @@ class _Trial:
         try:
             return close(run(), reference, self.tolerance)
         except Exception as error:  # host code fails in its own ways on narrow tensors
+            reraise_ours(error)
             logger.debug("A trial failed: %s", error)
             return False
 
@@ -397,9 +404,3 @@ def _noisy(call: tuple[Any, ...]) -> tuple[Any, ...]:
 
     noised: tuple[Any, ...] = pytree.tree_map_only(Tensor, noisy, call)
     return noised
-
-
-def _line(error: Exception) -> str:
-    """Give an exception's first line, short enough for a table."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:120]
