@@ -1,6 +1,5 @@
 """Prove every neuron group right by running it, and settle in which mode it runs."""
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 from dynprune.gate.attention import head_attribute_sets, head_attributes, narrow
@@ -21,6 +19,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
 from dynprune.gate.selection import GateOutput
+from dynprune.host.arguments import copied, with_noise
 from dynprune.host.failures import first_line, reraise_ours
 from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
 
@@ -172,7 +171,7 @@ class _Trial:
             self.tolerance = self._coarsest()
             plans = [self._controlled(plan) for plan in self.plans]
             if any(plan.reason == UNSEEN for plan in plans):  # an untrained model may pass zeros on
-                self.call = _noisy(self.call)
+                self.call = with_noise(self.call)
                 plans = [self._controlled(plan) for plan in self.plans]
             kept = gated(plans)
             modes = self._best([p for p in plans if p.mode != "refused"]) if kept else {}
@@ -215,9 +214,8 @@ class _Trial:
             reference = self._run({})
         except Exception as error:  # the host's own code, on gated layers
             reraise_ours(error)
-            return plan.refused(
-                f"its module fails with a gated layer in its place: {first_line(error)}"
-            )
+            why = first_line(error)
+            return plan.refused(f"its module fails with a gated layer in its place: {why}")
         keep = self.kept.get(gate.members)
         if keep is None:
             return plan.refused("the model keeps its layers elsewhere and does not run gated ones")
@@ -362,7 +360,7 @@ class _Trial:
         readers = [self.model.get_submodule(name) for name in sorted(names)]
         handles = [reader.register_forward_hook(keep) for reader in readers]
         try:
-            args, kwargs = pytree.tree_map(_copied, self.call)
+            args, kwargs = copied(self.call)
             with (
                 torch.random.fork_rng(devices=[]),  # chance falls alike in every run
                 forcing(self.outputs),
@@ -386,21 +384,3 @@ class _Trial:
             reraise_ours(error)
             logger.debug("A trial failed: %s", error)
             return False
-
-
-def _copied(value: Any) -> Any:
-    """Copy an argument, so that a trial leaves the caller's own alone: a cache fills as it runs."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    return value if isinstance(value, nn.Module) or callable(value) else copy.deepcopy(value)
-
-
-def _noisy(call: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Add noise to every number of a call."""
-    generator = torch.Generator().manual_seed(2)
-
-    def noisy(x: Tensor) -> Tensor:
-        return x + torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x
-
-    noised: tuple[Any, ...] = pytree.tree_map_only(Tensor, noisy, call)
-    return noised

@@ -1,4 +1,4 @@
-"""Whose fault it is when a model fails: its own code may fail on what it does not know, ours not."""
+"""Whose fault it is that a model fails: its own code may on foreign layers, ours may not."""
 
 from pathlib import Path
 from types import TracebackType
