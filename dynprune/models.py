@@ -15,7 +15,7 @@ from torch import nn
 
 from dynprune.errors import InputError, UsageError
 from dynprune.example import Example
-from dynprune.inputs import example_of
+from dynprune.inputs import carried_example, example_of
 from dynprune.pretrained import (
     build_architecture,
     configuration_of,
@@ -124,8 +124,8 @@ def load_model(
         UsageError: if the arguments cannot be meant together.
     """
     found = _find(name, weights, architecture, config, seed)
-    carried = getattr(found.module, "example_input_array", None) is not None
-    shape = input_shape or (None if carried else found.input_shape)
+    carried = carried_example(found.module)
+    shape = input_shape or (found.input_shape if carried is None else None)
     example = example_of(found.module, shape).to(device)
     return LoadedModel(
         module=found.module.to(device).eval(),

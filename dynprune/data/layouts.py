@@ -5,16 +5,17 @@ Three layouts are known: a plain folder (``images/SPLIT`` with ``annotations/SPL
 ``gtFine``; train ids, made from the full ids where only those are there).
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynprune.data.values import VOID
 from dynprune.errors import InputError
 
-__all__ = ["VOID", "Layout", "find_layout"]
+__all__ = ["Layout", "find_layout", "splits_of"]
 
-VOID = 255
-"""Label of pixels that count for nothing."""
+_LOG = logging.getLogger(__name__)
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -67,6 +68,14 @@ def find_layout(directory: Path, split: str) -> Layout:
         raise InputError(f"the data set at {directory} cannot be read: {error}") from error
 
 
+def splits_of(directory: Path) -> tuple[str, ...]:
+    """Name the splits of a folder data set, sorted; none where it has another layout."""
+    images = directory / "images"
+    if not images.is_dir():
+        return ()
+    return tuple(sorted(path.name for path in images.iterdir() if path.is_dir()))
+
+
 def _recognise(directory: Path, split: str) -> Layout:
     if not directory.is_dir():
         found = "it is a file" if directory.exists() else "it does not exist"
@@ -94,6 +103,7 @@ def _folder(root: Path, split: str) -> Layout:
 
     images = _list_pictures(root / "images", split, root / "images" / split)
     pairs = _pair(images, label_of)
+    _tell_unpaired(annotations, pairs)
     return Layout("folder", pairs, _read_names(root / "classes.txt"), None)
 
 
@@ -107,7 +117,9 @@ def _ade20k(root: Path, split: str) -> Layout:
     images = _list_pictures(root / "images", split, root / "images" / part)
     names = _read_ade20k_names(root / "objectInfo150.txt")
     shifted = (VOID, *range(255))
-    return Layout("ade20k", _pair(images, label_of), names, shifted)
+    pairs = _pair(images, label_of)
+    _tell_unpaired(annotations, pairs)
+    return Layout("ade20k", pairs, names, shifted)
 
 
 def _cityscapes(root: Path, split: str) -> Layout:
@@ -175,6 +187,18 @@ def _pair(
             f"the first that is missing: {missing[0]}"
         )
     return tuple(pairs)
+
+
+def _tell_unpaired(annotations: Path, pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Say how many label maps are left out, since no picture goes with them."""
+    left = sorted(set(annotations.glob("*.png")) - {label for _, label in pairs})
+    if left:
+        _LOG.warning(
+            "%d label maps of %s have no picture and are left out; the first: %s",
+            len(left),
+            annotations,
+            left[0].name,
+        )
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

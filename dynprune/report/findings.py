@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from dynprune.data import SegmentationData
+from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import UsageError
+from dynprune.evaluate import agree_on_classes, output_classes
 from dynprune.gate import attached, gate_parameters, is_gated
 from dynprune.gate.plan import gated
 from dynprune.graph.groups import ancestor
@@ -102,7 +103,7 @@ def gather(
     split: str = "val",
     images: int | None = None,
     shown: int = 3,
-    pictures: Mapping[str, Any],
+    preprocessing: Preprocessing,
     device: str = "cpu",
     latency: Mapping[str, Any] | None = None,
     commands: Mapping[str, str] | None = None,
@@ -118,7 +119,7 @@ def gather(
         images: pictures, evenly over the data, whose neurons and multiply-adds are counted; all
             of them where None.
         shown: pictures to show.
-        pictures: ``mean``, ``std``, ``window`` and ``stride`` of the model's input.
+        preprocessing: how pictures go into both models.
         device: where the models are.
         latency: document of ``report latency --json``.
         commands: what was done -> the command line.
@@ -139,13 +140,15 @@ def gather(
     def tell(part: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(done, total, part=part) if progress else None
 
+    count = output_classes(student.module, data, preprocessing, device=device)
+    data = agree_on_classes(data, count)
     part = spread(data, images)
-    calls = PictureCalls(part, device=device, mean=pictures["mean"], std=pictures["std"])
+    calls = PictureCalls(part, preprocessing, device=device)
     comparison = compare(
         student.module,
         None if teacher is None else teacher.module,
         data,
-        pictures=pictures,
+        preprocessing,
         device=device,
         progress=tell("evaluate"),
     )
@@ -173,7 +176,7 @@ def gather(
             data,
             comparison.disagreement,
             count=shown,
-            pictures=pictures,
+            preprocessing=preprocessing,
             device=device,
         ),
         classes=data.classes,
