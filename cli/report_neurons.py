@@ -19,11 +19,11 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import choose_device, find_recipe, load_subject, prepare
+from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
-    from dynprune.report.neurons import NeuronReport
+    from dynprune.measure.neurons import NeuronReport
 
 
 def run(
@@ -54,19 +54,19 @@ def run(
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
     from dynprune.data import open_dataset
-    from dynprune.recipe.build import picture_arguments
-    from dynprune.report.calls import PictureCalls, spread
-    from dynprune.report.neurons import neuron_report
-    from dynprune.report.overlap import worlds_of
+    from dynprune.measure.calls import PictureCalls, spread
+    from dynprune.measure.neurons import neuron_report
+    from dynprune.measure.overlap import worlds_of
 
     place = choose_device(device)
-    shown = spread(open_dataset(data, split), images)
+    check_data(data, split)
     loaded = load_subject(model, followed, device=place)
-    pictures = picture_arguments(followed)
-    calls = PictureCalls(shown, device=place, mean=pictures["mean"], std=pictures["std"])
+    rules = picture_rules(loaded, followed, terminal)
+    shown = spread(open_dataset(data, split, values=rules.values), images)
+    calls = PictureCalls(shown, rules.preprocessing, device=place)
     with terminal.progress("neurons") as step:
         found = neuron_report(loaded.module, calls, worlds=worlds_of(shown.images), progress=step)
-    record = found.to_json()
+    record = {**found.to_json(), "preprocessing": rules.to_json()}
     views: list[Any] = [_groups(found)]
     if found.worlds:
         views += ["", _worlds(found)]

@@ -9,8 +9,20 @@ from dynprune.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from dynprune.models import LoadedModel
+    from dynprune.pipeline.pictures import PictureRules
 
-__all__ = ["choose_device", "find_recipe", "is_recipe", "load_subject", "prepare", "require_recipe"]
+    from .terminal import Terminal
+
+__all__ = [
+    "check_data",
+    "choose_device",
+    "find_recipe",
+    "is_recipe",
+    "load_subject",
+    "picture_rules",
+    "prepare",
+    "require_recipe",
+]
 
 
 def find_recipe(
@@ -95,7 +107,7 @@ def load_subject(
     arguments: dict[str, Any] = {}
     name = None if model is None or is_recipe(model) else model
     if recipe is not None:
-        from dynprune.recipe.build import model_arguments
+        from dynprune.pipeline.arguments import model_arguments
 
         arguments = model_arguments(recipe)
     if name is None:
@@ -117,6 +129,33 @@ def load_subject(
         device=choose_device(device),
         **arguments,
     )
+
+
+def check_data(directory: str, split: str) -> None:
+    """Refuse a data set that is not there, before a model is loaded for it.
+
+    Raises:
+        InputError: there is no such data set or split, or a picture has no label map.
+    """
+    from dynprune.data.layouts import find_layout
+
+    find_layout(Path(directory), split)
+
+
+def picture_rules(
+    loaded: "LoadedModel", recipe: Recipe | None, terminal: "Terminal"
+) -> "PictureRules":
+    """Settle how pictures and labels are read, and tell the user what decides it.
+
+    Raises:
+        InputError: the model's own preprocessing cannot be followed.
+    """
+    from dynprune.pipeline import pictures
+
+    rules = pictures.picture_rules(recipe, loaded)
+    for note in rules.notes:
+        terminal.note(note)
+    return rules
 
 
 def prepare(threads: int | None, recipe: Recipe | None = None) -> None:

@@ -6,7 +6,12 @@ from dynprune.data.masks import check_masks
 from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dynprune.data.pictures import read_label, read_picture, write_label, write_picture
 from dynprune.data.preprocessing import Preprocessing, Resize
-from dynprune.data.processor import ImageProcessor, read_processor
+from dynprune.data.processor import (
+    PROCESSOR_FILE,
+    ImageProcessor,
+    is_of_pictures,
+    read_processor,
+)
 from dynprune.data.sampling import TrainingBatches, training_batch, training_batches
 from dynprune.data.segmentation import SegmentationData, numbered_classes, open_dataset
 from dynprune.data.values import VOID, LabelValues
@@ -14,6 +19,7 @@ from dynprune.data.values import VOID, LabelValues
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "PROCESSOR_FILE",
     "VOID",
     "ImageProcessor",
     "LabelValues",
@@ -25,6 +31,7 @@ __all__ = [
     "check_masks",
     "class_shares",
     "inverse_root_weights",
+    "is_of_pictures",
     "normalise",
     "numbered_classes",
     "open_dataset",

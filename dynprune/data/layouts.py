@@ -5,7 +5,6 @@ Three layouts are known: a plain folder (``images/SPLIT`` with ``annotations/SPL
 ``gtFine``; train ids, made from the full ids where only those are there).
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from dynprune.data.values import VOID
 from dynprune.errors import InputError
 
 __all__ = ["Layout", "find_layout", "splits_of"]
-
-_LOG = logging.getLogger(__name__)
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -41,12 +38,14 @@ class Layout:
         classes: names in index order; empty where the directory does not tell.
         indices: class index (or :data:`VOID`) for each of the 256 values that a label map can
             hold; ``None`` where the values are class indices already.
+        unpaired: label maps that no picture goes with.
     """
 
     name: str
     pairs: tuple[tuple[Path, Path], ...]
     classes: tuple[str, ...]
     indices: tuple[int, ...] | None
+    unpaired: tuple[Path, ...] = ()
 
 
 def find_layout(directory: Path, split: str) -> Layout:
@@ -103,8 +102,8 @@ def _folder(root: Path, split: str) -> Layout:
 
     images = _list_pictures(root / "images", split, root / "images" / split)
     pairs = _pair(images, label_of)
-    _tell_unpaired(annotations, pairs)
-    return Layout("folder", pairs, _read_names(root / "classes.txt"), None)
+    names = _read_names(root / "classes.txt")
+    return Layout("folder", pairs, names, None, _unpaired(annotations, pairs))
 
 
 def _ade20k(root: Path, split: str) -> Layout:
@@ -118,8 +117,7 @@ def _ade20k(root: Path, split: str) -> Layout:
     names = _read_ade20k_names(root / "objectInfo150.txt")
     shifted = (VOID, *range(255))
     pairs = _pair(images, label_of)
-    _tell_unpaired(annotations, pairs)
-    return Layout("ade20k", pairs, names, shifted)
+    return Layout("ade20k", pairs, names, shifted, _unpaired(annotations, pairs))
 
 
 def _cityscapes(root: Path, split: str) -> Layout:
@@ -189,16 +187,9 @@ def _pair(
     return tuple(pairs)
 
 
-def _tell_unpaired(annotations: Path, pairs: Iterable[tuple[Path, Path]]) -> None:
-    """Say how many label maps are left out, since no picture goes with them."""
-    left = sorted(set(annotations.glob("*.png")) - {label for _, label in pairs})
-    if left:
-        _LOG.warning(
-            "%d label maps of %s have no picture and are left out; the first: %s",
-            len(left),
-            annotations,
-            left[0].name,
-        )
+def _unpaired(annotations: Path, pairs: Iterable[tuple[Path, Path]]) -> tuple[Path, ...]:
+    """List the label maps of a directory that no picture goes with."""
+    return tuple(sorted(set(annotations.glob("*.png")) - {label for _, label in pairs}))
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

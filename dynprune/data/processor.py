@@ -12,9 +12,9 @@ from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from dynprune.data.preprocessing import Resize
 from dynprune.errors import InputError
 
-__all__ = ["FILE", "ImageProcessor", "is_of_pictures", "read_processor"]
+__all__ = ["PROCESSOR_FILE", "ImageProcessor", "is_of_pictures", "read_processor"]
 
-FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
 
 _BILINEAR = 2
 _FILTERS = range(6)  # Pillow's: nearest, lanczos, bilinear, bicubic, box, hamming
@@ -66,7 +66,7 @@ def is_of_pictures(values: Mapping[str, Any]) -> bool:
     return "ImageProcessor" in named or any(key in values for key in known)
 
 
-def read_processor(values: Mapping[str, Any], *, where: str = FILE) -> ImageProcessor:
+def read_processor(values: Mapping[str, Any], *, where: str = PROCESSOR_FILE) -> ImageProcessor:
     """Read the settings of an image processor.
 
     Args:

@@ -48,6 +48,12 @@ def open_dataset(
     """
     root = Path(directory)
     layout = find_layout(root, split)
+    if layout.unpaired:
+        _LOG.warning(
+            "%d label maps have no picture and are left out; the first: %s",
+            len(layout.unpaired),
+            layout.unpaired[0],
+        )
     values = values or LabelValues()
     names = layout.classes or tuple(classes)
     data = SegmentationData(root, layout, names, values=values, cache_bytes=cache_bytes)

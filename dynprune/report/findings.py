@@ -10,21 +10,20 @@ import torch
 
 from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import UsageError
-from dynprune.evaluate import agree_on_classes, output_classes
 from dynprune.gate import attached, gate_parameters, is_gated
 from dynprune.gate.plan import gated
 from dynprune.graph.groups import ancestor
-from dynprune.models import LoadedModel
-from dynprune.modes import at_inference
-from dynprune.provenance import provenance_of
-from dynprune.report.calls import PictureCalls, spread
-from dynprune.report.compare import Comparison, compare
-from dynprune.report.executed import executed
-from dynprune.report.macs import ExecutedRange, MacsReport, macs_report
-from dynprune.report.neurons import NeuronReport, neuron_report
-from dynprune.report.overlap import worlds_of
+from dynprune.host.modes import at_inference
+from dynprune.measure.calls import PictureCalls, spread
+from dynprune.measure.compare import Comparison, compare
+from dynprune.measure.executed import executed
+from dynprune.measure.macs import ExecutedRange, MacsReport, macs_report
+from dynprune.measure.neurons import NeuronReport, neuron_report
+from dynprune.measure.overlap import worlds_of
+from dynprune.models import LoadedModel, provenance_of
+from dynprune.models.storage import environment
 from dynprune.report.panels import Panel, make_panels
-from dynprune.storage import environment
+from dynprune.tasks.evaluate import agree_on_classes, output_classes
 
 __all__ = ["Findings", "gather"]
 
@@ -140,8 +139,8 @@ def gather(
     def tell(part: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(done, total, part=part) if progress else None
 
-    count = output_classes(student.module, data, preprocessing, device=device)
-    data = agree_on_classes(data, count)
+    first = preprocessing(data.picture(0), device)
+    data = agree_on_classes(data, output_classes(student.module, first, preprocessing))
     part = spread(data, images)
     calls = PictureCalls(part, preprocessing, device=device)
     comparison = compare(

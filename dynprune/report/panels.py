@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune.data import VOID, Preprocessing, SegmentationData
-from dynprune.predict import overlay, predict
+from dynprune.tasks.predict import overlay, predict
 
 __all__ = ["GAINED", "LOST", "MOVED", "Panel", "difference", "make_panels"]
 
