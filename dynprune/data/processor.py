@@ -29,6 +29,7 @@ _HALVED = ("Beit", "DPT", "Data2Vec", "MobileNetV", "ViT", "DeiT")
 _PLAIN = ("MobileViT",)  # processors that only scale pixels to 0..1
 _BY_EDGE = ("MobileViT", "MobileNetV", "ConvNext", "CLIP", "DeiT")  # what `size: 256` is to them
 _SQUARE = ("Segformer", "Beit", "DPT", "ViT", "Data2Vec")
+_LEAST_SQUARE, _LEAST_SHARE = 384, 224 / 256  # of ConvNeXt's processor
 _LARGEST_SIDE = 1 << 16
 _LARGEST = 1e6
 _FOLLOWED = {"do_resize", "do_rescale", "do_normalize", "do_reduce_labels", "do_convert_rgb"}
@@ -104,7 +105,7 @@ def _statistics(
 
     With a factor f, (f x - m) / s = (x / 255 - m / (255 f)) / (s / (255 f)).
     """
-    plain = kind.startswith(_PLAIN) and "image_mean" not in values
+    plain = kind.startswith(_PLAIN)  # though its file may have a mean
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if _flag(values, "do_normalize", not plain, where):
         usual = _HALVES if kind.startswith(_HALVED) else (IMAGENET_MEAN, IMAGENET_STD)
@@ -151,6 +152,8 @@ def _resize(values: Mapping[str, Any], kind: str, where: str) -> Resize | None:
     if not isinstance(size, Mapping):
         raise InputError(f"{where} says size: {str(size)[:80]}, which is no size of a picture")
     known = {key: value for key, value in size.items() if value is not None}
+    if "crop_pct" in values and set(known) == {"shortest_edge"}:
+        known = _of_convnext(_side(known["shortest_edge"], "shortest_edge", where), values, where)
     allowed = (
         {"height", "width"}, {"shortest_edge"}, {"longest_edge"}, {"shortest_edge", "longest_edge"}
     )  # fmt: skip
@@ -162,6 +165,17 @@ def _resize(values: Mapping[str, Any], kind: str, where: str) -> Resize | None:
     return Resize(
         **{key: _side(side, key, where) for key, side in known.items()}, resample=resample
     )
+
+
+def _of_convnext(edge: int, values: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Return the size of ConvNeXt's processor: a square, or larger than the crop that follows."""
+    if edge >= _LEAST_SQUARE:
+        return {"height": edge, "width": edge}
+    share = values["crop_pct"]
+    share = _LEAST_SHARE if share is None else _number(share, "crop_pct", where)
+    if not 0 < share <= 1:
+        raise InputError(f"{where} says crop_pct: {share}; it must be over 0 and at most 1")
+    return {"shortest_edge": int(edge / share)}
 
 
 def _filter(values: Mapping[str, Any], where: str) -> int:
@@ -185,6 +199,8 @@ def _not_followed(values: Mapping[str, Any]) -> tuple[str, ...]:
         if key.startswith("do_") and value is True and key not in _FOLLOWED:
             why = _WHY_NOT.get(key)
             found.append(key if why is None else f"{key} ({why})")
+    if "crop_pct" in values:
+        found.append("crop_pct's crop (every pixel is labelled, so nothing is cut off)")
     multiple = values.get("ensure_multiple_of") or values.get("size_divisor")
     if values.get("keep_aspect_ratio") is True:
         found.append("keep_aspect_ratio")
@@ -194,9 +210,11 @@ def _not_followed(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _flag(values: Mapping[str, Any], key: str, default: bool, where: str) -> bool:
-    found = values.get(key)
-    if found is None:
+    if key not in values:
         return default
+    found = values[key]
+    if found is None:  # so is a switch written that the processor's class does not have
+        return False
     if not isinstance(found, bool):
         raise InputError(f"{where} says {key}: {str(found)[:40]}; it is either true or false")
     return found

@@ -230,7 +230,7 @@ class SegmentationData:
             return
         values, counts = label[wrong].unique(return_counts=True)
         shown = [
-            f"{value} ({count} pixels)"
+            f"{value} ({count} pixel{'s' if count > 1 else ''})"
             for value, count in zip(values.tolist(), counts.tolist(), strict=True)
         ][:_SHOWN]
         more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""

@@ -14,7 +14,7 @@ from dynprune.errors import InputError, UsageError
 from dynprune.models.inputs import carried_example, example_of
 from dynprune.models.manifest import MANIFEST
 from dynprune.models.pretrained import load_pretrained, read_configuration
-from dynprune.models.processor import find_processor
+from dynprune.models.processor import find_processor, processor_beside
 from dynprune.models.provenance import provenance_of
 from dynprune.models.source import (
     LoadedModel,
@@ -153,7 +153,8 @@ def _load_written(directory: Path, factory: str | None) -> _Found:
 def _follow_factory(factory: str, directory: str | None) -> _Found:
     if directory is None:
         module = run_factory(factory)
-        return _Found(module, ModelSource("factory", factory=factory), classes_of(module))
+        source = ModelSource("factory", factory=factory)
+        return _Found(module, source, classes_of(module), processor=processor_beside(module))
     if not (Path(directory) / MANIFEST).is_file():
         raise InputError(f"{directory} was not written by dynprune: it holds no {MANIFEST}")
     return _load_written(Path(directory), factory)

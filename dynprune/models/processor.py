@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from dynprune.data import PROCESSOR_FILE, is_of_pictures
 from dynprune.errors import InputError
 from dynprune.models.pretrained import hub_is_reachable
 
-__all__ = ["PROCESSOR_FILE", "find_processor", "read_processor_file"]
+__all__ = ["PROCESSOR_FILE", "find_processor", "processor_beside", "read_processor_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,23 @@ def find_processor(name: str) -> dict[str, Any] | None:
         return read_processor_file(Path(name))
     found = _of_hub(name, PROCESSOR_FILE) or _of_hub(name, _NESTED_FILE)
     return None if found is None else read_processor_file(found.parent)
+
+
+def processor_beside(model: nn.Module) -> dict[str, Any] | None:
+    """Return the settings that lie where transformers loaded a model from; None where none do.
+
+    Nothing is fetched: a model of the hub left its file in the cache, or it is not known.
+
+    Raises:
+        InputError: if the file is there and cannot be read.
+    """
+    name = getattr(model, "name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    if Path(name).is_dir():
+        return read_processor_file(Path(name))
+    found = _cached(name, PROCESSOR_FILE) or _cached(name, _NESTED_FILE)
+    return read_processor_file(Path(found).parent) if isinstance(found, str) else None
 
 
 def read_processor_file(directory: Path) -> dict[str, Any] | None:
@@ -66,10 +85,10 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 def _of_hub(name: str, file: str) -> Path | None:
     """Return the path of a model's file in the hub's cache, fetched where it can be."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-    cached = try_to_load_from_cache(name, file)
+    cached = _cached(name, file)
     if isinstance(cached, str):
         return Path(cached)
     if cached is not None or not hub_is_reachable():  # known to have none, or not to be asked
@@ -80,4 +99,15 @@ def _of_hub(name: str, file: str) -> Path | None:
         return None
     except (HfHubHTTPError, OSError) as error:
         logger.warning("%s of %s cannot be fetched: %s", file, name, str(error).splitlines()[0])
+        return None
+
+
+def _cached(name: str, file: str) -> Any:
+    """Return a file's path in the hub's cache, None, or a token that says that there is none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return try_to_load_from_cache(name, file)
+    except HFValidationError:  # no name of the hub: a directory that is gone
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from dynprune.models.processor import processor_beside
 from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
 
@@ -51,4 +52,5 @@ def provenance_of(model: nn.Module) -> Provenance:
     known = vars(model).get(ATTRIBUTE)
     if isinstance(known, Provenance):
         return known
-    return Provenance(source_of(model), type(model).__name__, ())
+    source = source_of(model)
+    return Provenance(source, type(model).__name__, (), processor=processor_beside(model))
