@@ -108,6 +108,7 @@ def run(
             f"validate on {len(validation)}, and write {target}",
         )
         return
+    pipeline.settle_classes(loaded.module, followed, training, validation)
     dense = pipeline.make_teacher(loaded, followed.rewrite)
     calls = pipeline.calibration_calls(training, followed, rules.preprocessing)
     student = pipeline.apply_recipe(loaded, followed, calibration=calls)

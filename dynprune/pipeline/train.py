@@ -31,7 +31,7 @@ from dynprune.recipe import Recipe
 from dynprune.rewrite import rewrite
 from dynprune.tasks.evaluate import agree_on_classes, evaluate, output_classes
 
-__all__ = ["distill", "learn", "make_teacher"]
+__all__ = ["distill", "learn", "make_teacher", "settle_classes"]
 
 
 def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
@@ -39,6 +39,25 @@ def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
     teacher = copy.deepcopy(loaded.module)
     rewrite(teacher, loaded.example, rewrites)
     return teacher.eval().requires_grad_(False)
+
+
+def settle_classes(
+    model: nn.Module, recipe: Recipe, *parts: SegmentationData
+) -> tuple[SegmentationData, ...]:
+    """Return parts of a data set under the classes that a model tells apart.
+
+    Args:
+        model: from pictures to logits.
+        recipe: whose batches are run, to see how many classes there are.
+        parts: of the data set; the model sees a crop of the first.
+
+    Raises:
+        InputError: if the data set names other classes, or its label maps are masks of 0 and 255.
+    """
+    batches = TrainingBatches(parts[0], **batch_arguments(recipe))
+    crop = batches[0][0][:1].to(next(model.parameters()).device)
+    count = output_classes(model, crop)
+    return tuple(agree_on_classes(part, count) for part in parts)
 
 
 def learn(
@@ -70,12 +89,9 @@ def learn(
         The records of `dynprune.distill.train`.
     """
     preprocessing = preprocessing_of(recipe, processor_of(student))
-    batches = TrainingBatches(training, **batch_arguments(recipe, preprocessing))
     if validation is not None:
-        where = next(student.parameters()).device
-        count = output_classes(student, batches[0][0][:1].to(where))
-        training, validation = (agree_on_classes(part, count) for part in (training, validation))
-        batches = TrainingBatches(training, **batch_arguments(recipe, preprocessing))
+        training, validation = settle_classes(student, recipe, training, validation)
+    batches = TrainingBatches(training, **batch_arguments(recipe, preprocessing))
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert validation is not None

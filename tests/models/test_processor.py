@@ -80,8 +80,9 @@ def test_it_travels_with_the_model_through_every_save(tmp_path):
 
 
 def test_a_model_that_was_loaded_by_transformers_itself_brings_it_too(tmp_path):
-    import dynprune
     from transformers import SegformerForSemanticSegmentation
+
+    import dynprune
 
     write_segformer(tmp_path / "dense")
     write(tmp_path / "dense", SETTINGS)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from dynprune.data import IMAGENET_MEAN
 from dynprune.errors import NoMatchError, RecipeError
 from dynprune.graph.neurons import Channels, NeuronGroup
 from dynprune.pipeline.arguments import (

@@ -63,7 +63,12 @@ def test_files_and_the_command_that_wrote_them_are_read_from_the_directory(
     directory = save(measured.student.module, tmp_path / "written")
     student = replace(measured.student, name=str(directory))
     found = gather(
-        student, measured.data, images=1, shown=0, preprocessing=PICTURES, commands={"this page": "x"}
+        student,
+        measured.data,
+        images=1,
+        shown=0,
+        preprocessing=PICTURES,
+        commands={"this page": "x"},
     )
     size = (directory / "model.safetensors").stat().st_size
     assert found.file_bytes == {"student": size}

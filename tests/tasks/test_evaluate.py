@@ -94,7 +94,9 @@ def test_windows_of_a_pointwise_model_score_as_the_whole_picture(tmp_path):
     data = open_dataset(folder(tmp_path))
     whole = evaluate(FromRed(3), data)
     model = FromRed(3)
-    assert torch.equal(evaluate(model, data, Preprocessing(window=(8, 8))).confusion, whole.confusion)
+    assert torch.equal(
+        evaluate(model, data, Preprocessing(window=(8, 8))).confusion, whole.confusion
+    )
     assert {shape[-2:] for shape in model.seen} == {(8, 8)}
 
 
