@@ -34,6 +34,7 @@ from .subject import (
     picture_rules,
     prepare,
     require_recipe,
+    tell_classes,
 )
 from .terminal import Step, Terminal
 
@@ -94,6 +95,8 @@ def run(
     training, validation = (
         open_dataset(data, part, values=rules.values) for part in ("train", split)
     )
+    if not training.numbered:
+        tell_classes(loaded, training.classes, terminal)
     from dynprune import pipeline
     from dynprune.gate import is_gated
 

@@ -14,7 +14,15 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
+from .subject import (
+    check_data,
+    choose_device,
+    find_recipe,
+    load_subject,
+    picture_rules,
+    prepare,
+    tell_classes,
+)
 from .terminal import Terminal, table
 
 _SHOWN = 5  # names of a note
@@ -51,6 +59,8 @@ def run(
     loaded = load_subject(model, followed, device=place)
     rules = picture_rules(loaded, followed, terminal)
     dataset = open_dataset(data, split, values=rules.values)
+    if not dataset.numbered:
+        tell_classes(loaded, dataset.classes, terminal)
     with terminal.progress("evaluate") as step:
         found = evaluate(loaded.module, dataset, rules.preprocessing, device=place, progress=step)
     if found.absent:

@@ -98,6 +98,7 @@ def flops(
         else:
             apply_recipe(loaded, _counting(followed))
     calls: Sequence[Example] = ()
+    rules = None
     if data is not None:
         from dynprune.data import open_dataset
 
@@ -105,7 +106,7 @@ def flops(
         pictures = open_dataset(data, split, values=rules.values)
         calls = _calls(pictures, rules.preprocessing, images, loaded.example, place)
     found = macs_report(loaded.module, loaded.example, calls)
-    record = found.to_json()
+    record = {**found.to_json(), **({} if rules is None else {"preprocessing": rules.to_json()})}
     layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
     views: list[Any] = [layers, "", _totals(found)]
     if counters:

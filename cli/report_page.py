@@ -27,7 +27,15 @@ from .options import (
     Verbose,
 )
 from .report_latency import time_engines
-from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
+from .subject import (
+    check_data,
+    choose_device,
+    find_recipe,
+    load_subject,
+    picture_rules,
+    prepare,
+    tell_classes,
+)
 from .terminal import Step, Terminal
 
 _TIMES = ("dense_ms", "rewritten_ms", "pruned_ms", "speedup", "efficiency")
@@ -103,6 +111,8 @@ def run(
     student = load_subject(model, followed, device=place)
     rules = picture_rules(student, followed, terminal)
     dataset = open_dataset(data, split, values=rules.values)
+    if not dataset.numbered:
+        tell_classes(student, dataset.classes, terminal)
     dense = None if teacher is None else load_subject(teacher, followed, device=place)
     if times is None and engines and is_gated(student.module):
         if place == "cpu":

@@ -22,6 +22,7 @@ __all__ = [
     "picture_rules",
     "prepare",
     "require_recipe",
+    "tell_classes",
 ]
 
 
@@ -156,6 +157,29 @@ def picture_rules(
     for note in rules.notes:
         terminal.note(note)
     return rules
+
+
+def tell_classes(loaded: "LoadedModel", named: Sequence[str], terminal: "Terminal") -> None:
+    """Warn where a model and a data set name the same classes in another order, or other ones.
+
+    Args:
+        loaded: the model, whose configuration may name its classes.
+        named: classes of the data set, in index order.
+        terminal: takes the note.
+    """
+    own = loaded.classes
+    differ = [
+        index for index, pair in enumerate(zip(own, named, strict=False)) if len(set(pair)) > 1
+    ]
+    if len(own) != len(named) or not differ:
+        return
+    index = differ[0]
+    order = "the same classes in another order" if set(own) == set(named) else "other classes"
+    terminal.note(
+        f"the model's configuration names {order} than the data set ({len(differ)} of {len(own)} "
+        f"differ; class {index} is {own[index]} to the model and {named[index]} to the data); "
+        "labels are taken by their index"
+    )
 
 
 def prepare(threads: int | None, recipe: Recipe | None = None) -> None:

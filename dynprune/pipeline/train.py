@@ -19,7 +19,7 @@ from dynprune.data import (
 from dynprune.distill import is_first_process
 from dynprune.distill.journal import Record, last_scores
 from dynprune.distill.trainer import train
-from dynprune.errors import DynpruneError, OutputError
+from dynprune.errors import DynpruneError, OutputError, RecipeError
 from dynprune.models import LoadedModel
 from dynprune.models.storage import write_model
 from dynprune.pipeline.arguments import (
@@ -102,6 +102,11 @@ def learn(
     weights = None if recipe.data is None else recipe.data.class_weights
     if weights == "inverse-root":
         weights = tuple(inverse_root_weights(class_shares(training)))
+    if weights is not None and len(weights) != len(training.classes):
+        raise RecipeError(
+            f"data.class_weights holds {len(weights)} weights, but there are "
+            f"{len(training.classes)} classes ({training.classes[0]} to {training.classes[-1]})"
+        )
     described = {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
     facts: dict[str, Any] = {"recipe": described, "data": training.fingerprint()}
     if processor_of(student) is not None:

@@ -182,12 +182,20 @@ def agree_on_classes(data: SegmentationData, count: int) -> SegmentationData:
         InputError: if the data set names another number of classes, or holds masks of 0 and 255.
     """
     if data.numbered and len(data.classes) != count:
+        too_many = len(data.classes) > count
         data = data.with_classes(numbered_classes(count))
+        for index in range(len(data) if too_many else 0):
+            data.load(index)  # one of them holds the value, and says so
     if len(data.classes) != count:
+        advice = "evaluate on the data that the model was trained for"
+        if data.values.reduce and len(data.classes) == count + 1:
+            advice = (
+                "label 0 is void and the others lose one, so leave the first name out of the "
+                "list of classes, or say data.reduce_labels: false in a recipe"
+            )
         raise InputError(
             f"the model gives logits of {count} classes, but {data.root} has "
-            f"{len(data.classes)} ({data.classes[0]} to {data.classes[-1]}); "
-            "evaluate on the data that the model was trained for"
+            f"{len(data.classes)} ({data.classes[0]} to {data.classes[-1]}); {advice}"
         )
     check_masks(data)
     return data

@@ -140,6 +140,41 @@ def test_what_apply_wrote_goes_on_as_its_model_did(run, model, data, recipe, tmp
     assert dense["miou"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_what_distill_wrote_scores_as_its_last_validation(run, model, data, recipe, tmp_path):
+    write_own(model, do_resize=True, size={"height": 32, "width": 64})
+    flags = ("--teacher", model, "--recipe", recipe, "--data", data)
+    outcome = run("distill", *flags, "-o", tmp_path / "o", "--json")
+    assert outcome.document["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    scored = run("eval", tmp_path / "o", "--data", data, "--json").document
+    assert scored["preprocessing"] == outcome.document["preprocessing"]
+    assert scored["miou"] == pytest.approx(outcome.document["validation"]["miou"], abs=1e-6)
+
+
+@pytest.mark.parametrize("names", [("sea", "sky", "land"), ("sky", "sea", "sand")])
+def test_classes_of_other_names_are_told(run, model, data, names):
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"] = dict(enumerate(names))
+    config["label2id"] = {name: index for index, name in enumerate(names)}
+    (model / "config.json").write_text(json.dumps(config))
+    told = run("eval", model, "--data", data).err
+    assert ("in another order" in told) == (names[2] == "land")
+    index = 0 if names[2] == "land" else 2
+    assert f"class {index} is {names[index]} to the model" in told
+
+
+def test_reduced_labels_need_no_name_for_the_first(run, model, pictures):
+    write_own(model, do_reduce_labels=True)
+    (pictures / "classes.txt").write_text("nothing\nsky\nsea\nland\n")
+    message = run("eval", model, "--data", pictures, code=4).err
+    assert "leave the first name out" in message
+
+
+def test_weights_of_another_number_of_classes_are_refused(run, model, data, recipe, tmp_path):
+    flags = ("--teacher", model, "--recipe", recipe, "--data", data, "-o", tmp_path / "o")
+    more = ("--set", "data.classes=2", "--set", "data.class_weights=[1.0, 2.0]")
+    assert "holds 2 weights, but there are 3 classes" in run("distill", *flags, *more, code=2).err
+
+
 def test_predict_follows_the_processor_too(run, model, data, tmp_path):
     """Without a mean, everything is another input, and so another label map."""
     picture = data / "images/val/0.png"
