@@ -1,13 +1,24 @@
 """A recipe goes before a model's own image processor, and that before what is usual."""
 
 import pytest
+import torch
 from torch import nn
 
-from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, LabelValues, Preprocessing, Resize
+from dynprune.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LabelValues,
+    Preprocessing,
+    Resize,
+    open_dataset,
+)
 from dynprune.example import Example
 from dynprune.models import LoadedModel, ModelSource
+from dynprune.pipeline import calibration_calls
+from dynprune.pipeline.arguments import batch_arguments
 from dynprune.pipeline.pictures import picture_rules, preprocessing_of, processor_of
 from dynprune.recipe import load_recipe
+from tests.data.scenes import folder
 
 OWN = {
     "image_processor_type": "SegformerImageProcessor",
@@ -95,3 +106,16 @@ def test_the_class_that_a_models_configuration_ignores_is_ignored_and_told():
 
 def test_of_a_module_that_nobody_knows_there_is_no_processor():
     assert processor_of(nn.Identity()) is None
+
+
+def test_calibration_and_training_see_pictures_as_evaluation_does(tmp_path):
+    data = open_dataset(folder(tmp_path))
+    recipe = load_recipe("segformer-b0", ["apply.calibration.images=2", "data.crop=[8, 8]"])
+    preprocessing = preprocessing_of(load_recipe("any"), OWN)
+    calls = list(calibration_calls(data, recipe, preprocessing))
+    for call, index in zip(calls, (0, 2), strict=True):
+        assert torch.equal(call.args[0], preprocessing(data.picture(index)))
+        assert call.args[0].shape == (1, 3, 16, 24)
+    arguments = batch_arguments(recipe, preprocessing)
+    assert (arguments["mean"], arguments["std"]) == (preprocessing.mean, preprocessing.std)
+    assert batch_arguments(recipe)["mean"] == IMAGENET_MEAN
