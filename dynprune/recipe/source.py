@@ -40,7 +40,7 @@ class _DataLoader(yaml.SafeLoader):
                 key_node.tag = "tag:yaml.org,2002:str"  # JSON, which validation reads, has words
             if key_node.tag != "tag:yaml.org,2002:str":
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", key_node.start_mark
+                    None, None, "a key must be a word or a whole number", key_node.start_mark
                 )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
