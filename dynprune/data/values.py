@@ -67,8 +67,13 @@ class LabelValues:
         first = "0 is ignored and 1 is the first class; " if self.reduce else ""
         mapped = ", ".join(f"{value} is {_name(index)}" for value, index in self.mapping.items())
         void = sorted({VOID, *self.ignore} - {v for v in (VOID,) if self.mapping.get(v, v) != v})
-        kind = "class index" if self.reduce else "value"
-        ignored = f"{kind} {', '.join(map(str, void))} is ignored" if void else "nothing is ignored"
+        kind = "class" if self.reduce else "value"
+        ignored = "nothing is ignored"
+        if void:
+            many = len(void) > 1
+            listed = f"{', '.join(map(str, void[:-1]))} and {void[-1]}" if many else str(void[0])
+            plural = ("es" if self.reduce else "s") if many else ""
+            ignored = f"{kind}{plural} {listed} {'are' if many else 'is'} ignored"
         return first + (f"{mapped}; " if mapped else "") + ignored
 
 

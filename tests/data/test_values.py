@@ -43,7 +43,7 @@ def test_a_layouts_own_table_takes_the_place_of_the_reduction():
 
 def test_it_is_told_in_words():
     assert LabelValues().describe() == "value 255 is ignored"
-    assert LabelValues(ignore=(0,)).describe() == "value 0, 255 is ignored"
+    assert LabelValues(ignore=(0,)).describe() == "values 0 and 255 are ignored"
     assert LabelValues(reduce=True).describe().startswith("0 is ignored and 1 is the first class")
     assert "255 is class 1; nothing is ignored" in LabelValues(mapping={255: 1}).describe()
 
