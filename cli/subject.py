@@ -1,6 +1,7 @@
 """What a command is about: the MODEL that the user named, its recipe, and where it runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +125,16 @@ def load_subject(
     arguments["input_shape"] = tuple(shape) if all(shape) else None
     if seed is not None:
         arguments["seed"] = seed
-    return load_model(
+    loaded = load_model(
         name,
         weights="random" if weights == "random" else "pretrained",
         device=choose_device(device),
         **arguments,
     )
+    if batch is not None and batch > 1 and loaded.example.batch != batch:
+        # Neither a recipe nor --input-size gave the shape: the model's own example did.
+        loaded = replace(loaded, example=loaded.example.batched(batch))
+    return loaded
 
 
 def check_data(directory: str, split: str) -> None:
