@@ -113,7 +113,8 @@ def trace(model: nn.Module, example: Example) -> Trace:
             return replace(traced, notes=(note,), branches=tuple(branches))
     message = (
         f"the model fails on the example, so it cannot be traced: {_first_line(failure)}. Give a "
-        "call that it takes; a model of a module:factory may carry one as its example_input_array"
+        "call that it takes: any model of a module:function, those of transformers too, is called "
+        "with its example_input_array (a tensor, a tuple or a dict) where that is set"
     )
     raise UsageError(message) from failure
 
