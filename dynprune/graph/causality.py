@@ -1,147 +1,266 @@
-"""Find out by running which layers belong to a part of a model that must not see the future."""
+"""Find out by running for which groups a gate would show earlier tokens what comes later.
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any
+A gate pools over the tokens of its group's input, so that each token is told of all of them. That
+is nothing new where later tokens reach earlier ones anyway. Where they do not, in the group's own
+input or in anything that comes after it, the gate would be a leak.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
+from dynprune.graph.influence import Order, Parts, order_in, order_of
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.graph.observed import Changes, Seen, changes, observe, rows_of_output
+from dynprune.graph.tokens import Tokens, changed, longer, sequences, special_ids, unmasked
 from dynprune.host.modes import at_inference
 
-__all__ = ["causal_modules"]
+__all__ = ["Causality", "find_causality"]
 
-#: Fraction of the largest value below which a change is rounding.
-_ROUNDING = 1e-6
+logger = logging.getLogger(__name__)
+
+#: Ids that are tried one by one where a model refuses other ones for all of them.
+MOST_IDS = 6
+
+#: What shows that later tokens reach earlier ones.
+TOGETHER: frozenset[Order] = frozenset({"whole", "mutual"})
 
 
-def causal_modules(
-    model: nn.Module, example: Example, groups: Sequence[NeuronGroup]
-) -> frozenset[str]:
-    """Name the first producers of groups that stand in a causal part of the model.
+#: Rows that changes of the first and of the last tokens reach; None where shapes changed.
+_Pair = tuple[Tensor | None, Tensor | None]
 
-    One half of each input sequence is changed at a time. Where attention is causal, changing the
-    early half reaches every token and changing the late half only the late ones. Where it is not,
-    each reaches all. Layers before any token meets another share the verdict of the rest.
+
+@dataclass(frozen=True)
+class Causality:
+    """What is known of time in the layers that make each group's neurons.
+
+    Attributes:
+        causal: first producers of groups whose gate would show earlier tokens later ones.
+        untried: first producer -> why that cannot be said of it.
+    """
+
+    causal: frozenset[str] = frozenset()
+    untried: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_causality(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> Causality:
+    """Judge the first producer of every group.
+
+    The first and the last tokens of each input sequence are changed by turns, half of them and
+    then a few. What the last ones leave alone and the first ones do not, in a layer's input, in
+    any call of it, or in the outputs, stands in a causal part. Where no token reaches another at
+    all, a model of ids is taken as causal, and one of numbers (features of pictures) is not.
 
     Args:
-        model: any module.
-        example: one call of it; inputs of two or three axes are looked at as sequences.
-        groups: the groups to judge; without attention among them nothing is run.
+        model: any module; it runs in eval mode.
+        example: one call of it, of which one instance runs.
+        groups: the groups to judge.
     """
-    names = sorted({group.producers[0].module for group in groups})
-    cases = list(_sequences(example))
-    if not cases or not any(group.kind in ("qk", "v") for group in groups):
-        return frozenset()
-    causal: set[str] = set()
-    with at_inference(model):
-        base = _inputs_of(model, names, _unmasked(example))
-        for leaf, axis in cases:
-            calls = [_changed(model, example, leaf, axis, late) for late in (False, True)]
-            try:
-                early, late = (_reach(base, _inputs_of(model, names, call)) for call in calls)
-            except (IndexError, RuntimeError, ValueError):
-                continue  # No sequence: a changed value is not one that the model takes.
-            touched = {name for name in base if early[name] > 0}
-            found = {name for name in touched if early[name] == 1 and 0 < late[name] < 1}
-            if found:
-                alone = {name for name in touched if early[name] < 1 and late[name] < 1}
-                causal |= found | alone
-    return frozenset(causal)
-
-
-def _sequences(example: Example) -> Iterator[tuple[int, int]]:
-    """Place and axis of everything in an example that may be a sequence."""
-    for place, leaf in enumerate(pytree.tree_leaves((example.args, dict(example.kwargs)))):
-        if isinstance(leaf, Tensor) and leaf.dim() in (2, 3) and leaf.dtype != torch.bool:
-            yield from ((place, axis) for axis in range(1, leaf.dim()) if leaf.shape[axis] > 1)
-
-
-def _unmasked(example: Example) -> Example:
-    """An example without padding, which would hide tokens as a causal mask does."""
-
-    def fill(path: tuple[Any, ...], leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.dim() < 2:
-            return leaf
-        name = str(path[-1])
-        if "padding_mask" in name:  # torch's own: zero stands for a token that counts
-            return torch.zeros_like(leaf)
-        if leaf.dtype == torch.bool:
-            return torch.ones_like(leaf) if "attention_mask" in name else leaf
-        if not leaf.is_floating_point() and int(leaf.max()) == 1:
-            return torch.ones_like(leaf)
-        return leaf
-
-    return Example(*pytree.tree_map_with_path(fill, (example.args, dict(example.kwargs))))
-
-
-def _changed(model: nn.Module, example: Example, place: int, axis: int, late: bool) -> Example:
-    """An example with the early or late half of one sequence changed."""
-    plain = _unmasked(example)
-    leaves, spec = pytree.tree_flatten((plain.args, dict(plain.kwargs)))
-    leaf = leaves[place].clone()
-    half = leaf.shape[axis] // 2
-    part = leaf.narrow(axis, half if late else 0, leaf.shape[axis] - half if late else half)
-    if leaf.is_floating_point():
-        noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0))
-        part += noise.to(part) * part.std().clamp_min(0.1)
-    else:
-        part.copy_(_other_ids(part, leaf, _padding(model)))
-    leaves[place] = leaf
-    return Example(*pytree.tree_unflatten(leaves, spec))
-
-
-def _other_ids(part: Tensor, leaf: Tensor, padding: int | None) -> Tensor:
-    """Give every id another one; padding stays, and no id becomes it, since models count it."""
-    seen = [i for i in leaf.unique().tolist() if i != padding]
-    pool = seen if len(seen) > 1 else sorted({*seen, *(i for i in range(3) if i != padding)})
-    known = torch.tensor(pool).to(leaf)
-    place = torch.searchsorted(known, part.contiguous())
-    moved = known[(place + 1) % len(known)]
-    return torch.where(part == padding, part, moved) if seen and padding is not None else moved
-
-
-def _padding(model: nn.Module) -> int | None:
-    """Give the id that a transformers model takes for padding, if it has one."""
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(config, "pad_token_id", None)
-    return found if isinstance(found, int) else None
-
-
-def _inputs_of(model: nn.Module, names: Sequence[str], example: Example) -> dict[str, Tensor]:
-    """The first input of each named module, one row a token."""
-    seen: dict[str, Tensor] = {}
-
-    def remember(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor) and args[0].dim() > 1:
-            seen[name] = args[0].detach().flatten(0, -2)
-
+    names = dict.fromkeys(group.producers[0].module for group in groups)
+    if not names or (not sequences(example) and longer(example) is None):
+        return Causality()
     modules = dict(model.named_modules())
-    handles = [
-        modules[name].register_forward_pre_hook(partial(remember, name))
-        for name in names
-        if name in modules
-    ]
-    try:
-        example.run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    with at_inference(model):
+        return _Search(model, {name: modules[name] for name in names if name in modules}).run(
+            example
+        )
 
 
-def _reach(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, float]:
-    """Share of each module's rows that a change reached."""
-    reach = {}
-    for name, rows in before.items():
-        other = after.get(name)
-        if other is None or other.shape != rows.shape:
-            reach[name] = 0.0
-            continue
-        change = (other - rows).abs().amax(1)
-        reach[name] = float((change > _ROUNDING * rows.abs().max()).float().mean())
-    return reach
+@dataclass
+class _Part:
+    """What changing the first and the last tokens of a sequence showed.
+
+    Attributes:
+        inputs: module -> orders of time in its input, one for each call, and one for all of them
+            where each is a row; the modules in the order of running.
+        outputs: orders of time in the outputs.
+    """
+
+    inputs: dict[str, list[Order]]
+    outputs: list[Order]
+
+
+class _Search:
+    """The runs of one model, and what they showed of its layers.
+
+    Args:
+        model: in eval mode.
+        watched: the layers, by name.
+    """
+
+    def __init__(self, model: nn.Module, watched: Mapping[str, nn.Module]) -> None:
+        self.model = model
+        self.watched = watched
+        self.special = special_ids(model)
+        self.causal: set[str] = set()
+        self.untried: dict[str, str] = {}
+
+    def run(self, example: Example) -> Causality:
+        """Judge every layer."""
+        call, base = self._first_run(example)
+        found = sequences(call)
+        if any(not tokens.is_picture for tokens in found) and changes(base, self._seen(call)):
+            self._cannot_try(base, "the model does not answer the same call twice alike")
+            return self._verdict()
+        tried: set[tuple[int, ...]] = set()
+        failures: list[tuple[Tokens, str]] = []
+        for tokens in found:
+            failure = self._try(call, base, tokens)
+            if failure is None:
+                tried.add(tokens.covered)
+            else:
+                failures.append((tokens, failure))
+        for tokens, failure in failures:
+            if tokens.covered not in tried:
+                self._cannot_try(base, f"{tokens.name} cannot be changed: {failure}", tokens.length)
+        wider = longer(call)
+        if wider is not None and not any(tokens.are_ids for tokens in found):
+            self._lengthened(wider, base)
+        return self._verdict()
+
+    def _verdict(self) -> Causality:
+        untried = {name: why for name, why in self.untried.items() if name not in self.causal}
+        return Causality(frozenset(self.causal), untried)
+
+    def _cannot_try(self, base: Seen, why: str, length: int | None = None) -> None:
+        """Note why nothing can be said of the layers that may see these tokens side by side."""
+        for name, calls in base.inputs.items():
+            shapes = [call.rows.shape[:-1] for call in calls]
+            if any(
+                length in (None, *shape, shape.numel()) for shape in shapes if shape.numel() > 1
+            ):
+                self.untried.setdefault(
+                    name, f"whether later tokens reach earlier ones cannot be tried: {why}"
+                )
+
+    def _first_run(self, example: Example) -> tuple[Example, Seen]:
+        """Run one instance without padding, or as much of the example as the model takes."""
+        batch = example.batch
+
+        def first(leaf: object) -> object:
+            whole = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == batch > 1
+            return leaf[:1] if whole else leaf  # type: ignore[index]
+
+        alone = Example(*pytree.tree_map(first, (example.args, dict(example.kwargs))))
+        for call in (unmasked(alone), alone, unmasked(example)):
+            try:
+                return call, self._seen(call)
+            except Exception as error:  # any model may refuse another batch, in its own words
+                logger.debug("The model does not take one instance: %s", error)
+        return example, self._seen(example)
+
+    def _seen(self, example: Example) -> Seen:
+        return observe(self.model, self.watched, example)
+
+    def _lengthened(self, wider: Example, base: Seen) -> None:
+        """Judge by a call with several tokens where the example has one."""
+        try:
+            call, seen = wider, self._seen(wider)
+        except Exception as error:  # any model may take one token alone
+            logger.debug("The model does not take more tokens: %s", error)
+            for name, calls in base.inputs.items():
+                if any(c.rows.dim() > 2 and c.rows.shape[1] == 1 for c in calls):
+                    self.untried.setdefault(
+                        name,
+                        "whether later tokens reach earlier ones cannot be tried: "
+                        "the example has one token; give a call with several",
+                    )
+            return
+        for tokens in sequences(call):
+            if tokens.axis == 1 and not tokens.is_picture:
+                self._try(call, seen, tokens, lengthened=True)
+
+    def _try(
+        self, call: Example, base: Seen, tokens: Tokens, *, lengthened: bool = False
+    ) -> str | None:
+        """Judge by one sequence; say why where that cannot be done.
+
+        Args:
+            call: that was run.
+            base: what it showed.
+            tokens: the sequence.
+            lengthened: whether the user's has one token, so that it need not be a sequence.
+        """
+        half, few = tokens.length // 2, max(1, tokens.length // 16)
+        cuts = [(tokens.length - half, half)]
+        if few < half and not tokens.is_picture:
+            cuts.append((few, few))
+        judged = []
+        for first, last in cuts:
+            late = self._change(call, tokens, slice(tokens.length - last, tokens.length))
+            if isinstance(late, str):
+                return late
+            after = changes(base, late)
+            if tokens.is_picture and after.reach_all_outputs:
+                return None
+            early = self._change(call, tokens, slice(0, first))
+            if isinstance(early, str):
+                return early
+            parts = Parts(tokens.length, first, last, call.batch == 1, tokens.is_picture)
+            judged.append(_orders(changes(base, early), after, parts))
+        self._judge(base, judged, of_ids=tokens.are_ids and not lengthened)
+        return None
+
+    def _change(self, call: Example, tokens: Tokens, part: slice) -> Seen | str:
+        """Run with a part of a sequence changed, or say why the model does not."""
+        tries: list[int | None] = [None]
+        if tokens.are_ids:
+            leaf = pytree.tree_leaves((call.args, dict(call.kwargs)))[tokens.place]
+            window = leaf.narrow(tokens.axis, part.start, part.stop - part.start)
+            tries += window.unique().tolist()[:MOST_IDS]
+        failure = "no other value for it is known"
+        for place, only in enumerate(tries):
+            other = changed(call, tokens, part, self.special, only)
+            if other is None:
+                continue
+            try:
+                return self._seen(other)
+            except Exception as error:  # any model refuses values that it does not know
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+                failure = failure if place else said
+        return failure
+
+    def _judge(self, base: Seen, parts: Sequence[_Part], *, of_ids: bool) -> None:
+        """Find the layers whose gate would leak, by everything that comes with or after them."""
+        names = list(base.inputs)
+        for place, name in enumerate(names):
+            pooled = any(call.rows[..., 0].numel() > 1 for call in base.inputs[name])
+            own = [order for part in parts for order in part.inputs[name]]
+            if not pooled or not {"causal", "apart", "mutual", "near"}.intersection(own):
+                continue
+            after: set[Order] = set()
+            for part in parts:
+                after.update(part.outputs, *(part.inputs[later] for later in names[place:]))
+            if "causal" in after or (of_ids and not TOGETHER & after):
+                self.causal.add(name)
+
+
+def _orders(early: Changes, late: Changes, parts: Parts) -> _Part:
+    """Say of every layer's input and of the outputs what order of time they show."""
+    inputs = {
+        name: _orders_of(list(zip(early.inputs[name], lasts, strict=True)), parts)
+        for name, lasts in late.inputs.items()
+    }
+    alike: dict[torch.Size, list[_Pair]] = defaultdict(list)
+    for pair in zip(early.outputs, late.outputs, strict=True):
+        if pair[0] is not None and pair[1] is not None:
+            rows = tuple(rows_of_output(side, parts.length) for side in pair if side is not None)
+            alike[pair[0].shape].append((rows[0], rows[1]))
+    outputs = [order for pairs in alike.values() for order in _orders_of(pairs, parts)]
+    return _Part(inputs, outputs)
+
+
+def _orders_of(pairs: Sequence[_Pair], parts: Parts) -> list[Order]:
+    """Say what order of time the calls of a layer, or outputs of one shape, show."""
+    known = [(first, last) for first, last in pairs if first is not None and last is not None]
+    if len(known) > 1 and all(last.numel() == 1 for _, last in known):
+        # A loop over the tokens makes a row in each of its rounds.
+        firsts, lasts = (torch.stack(side).flatten() for side in zip(*known, strict=True))
+        return [order_of(firsts, lasts, parts)]
+    return [order_in(first, last, parts) for first, last in known]
