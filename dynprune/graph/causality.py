@@ -17,8 +17,17 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.graph.influence import Order, Parts, order_in, order_of
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.graph.observed import Changes, Seen, changes, observe, rows_of_output
-from dynprune.graph.tokens import Tokens, changed, longer, sequences, special_ids, unmasked
+from dynprune.graph.observed import Changes, Seen, Shift, changes, observe, rows_of_output
+from dynprune.graph.tokens import (
+    Tokens,
+    changed,
+    cuts,
+    ids_of,
+    longer,
+    sequences,
+    special_ids,
+    unmasked,
+)
 from dynprune.host.modes import at_inference
 
 __all__ = ["Causality", "find_causality"]
@@ -30,6 +39,9 @@ MOST_IDS = 6
 
 #: What shows that later tokens reach earlier ones.
 TOGETHER: frozenset[Order] = frozenset({"whole", "mutual"})
+
+#: What shows nothing, since only the first tokens or only the last ones or none are in it.
+SILENT: frozenset[Order] = frozenset({"untouched", "first", "last"})
 
 
 #: Rows that changes of the first and of the last tokens reach; None where shapes changed.
@@ -79,11 +91,11 @@ class _Part:
     Attributes:
         inputs: module -> orders of time in its input, one for each call, and one for all of them
             where each is a row; the modules in the order of running.
-        outputs: orders of time in the outputs.
+        outputs: places of outputs -> order of time in each, or in all of them as rows.
     """
 
     inputs: dict[str, list[Order]]
-    outputs: list[Order]
+    outputs: dict[tuple[int, ...], Order]
 
 
 class _Search:
@@ -98,6 +110,8 @@ class _Search:
         self.model = model
         self.watched = watched
         self.special = special_ids(model)
+        self.call = Example()
+        self.reached: dict[str, _Reached] = {}
         self.causal: set[str] = set()
         self.untried: dict[str, str] = {}
 
@@ -109,13 +123,17 @@ class _Search:
             self._cannot_try(base, "the model does not answer the same call twice alike")
             return self._verdict()
         tried: set[tuple[int, ...]] = set()
+        known: list[Tensor] = []
         failures: list[tuple[Tokens, str]] = []
         for tokens in found:
-            failure = self._try(call, base, tokens)
-            if failure is None:
-                tried.add(tokens.covered)
-            else:
+            ids = ids_of(call, tokens)
+            failure = self._try(call, base, tokens, cuts(tokens, ids, self.special))
+            if failure is not None:
                 failures.append((tokens, failure))
+                continue
+            tried.add(tokens.covered)
+            known += [] if ids is None else [ids]
+        tried |= self._try_embeddings(call, base, known)
         for tokens, failure in failures:
             if tokens.covered not in tried:
                 self._cannot_try(base, f"{tokens.name} cannot be changed: {failure}", tokens.length)
@@ -123,6 +141,29 @@ class _Search:
         if wider is not None and not any(tokens.are_ids for tokens in found):
             self._lengthened(wider, base)
         return self._verdict()
+
+    def _try_embeddings(
+        self, call: Example, base: Seen, known: Sequence[Tensor]
+    ) -> set[tuple[int, ...]]:
+        """Judge by ids that the model makes of its inputs, and by those that cannot be changed.
+
+        Returns:
+            Shapes of the ids that could be tried.
+        """
+        tried: set[tuple[int, ...]] = set()
+        for place, ids in enumerate(base.looked_up):
+            if ids.dim() != 2 or ids.shape[0] != call.batch or ids.shape[1] < 2:
+                continue
+            steps = ids.diff(dim=1)
+            counted = bool((steps == steps[:, :1]).all())  # positions, or one kind of token
+            if counted or any(ids.shape == k.shape and torch.equal(ids, k) for k in known):
+                continue
+            shape = tuple(ids.shape)
+            tokens = Tokens("an embedding", place, 1, shape[1], True, False, shape)
+            parts = cuts(tokens, ids, self.special)
+            if self._try(call, base, tokens, parts, embedded=True) is None:
+                tried.add(shape)
+        return tried
 
     def _verdict(self) -> Causality:
         untried = {name: why for name, why in self.untried.items() if name not in self.causal}
@@ -150,10 +191,16 @@ class _Search:
         alone = Example(*pytree.tree_map(first, (example.args, dict(example.kwargs))))
         for call in (unmasked(alone), alone, unmasked(example)):
             try:
-                return call, self._seen(call)
+                return self._start(call)
             except Exception as error:  # any model may refuse another batch, in its own words
                 logger.debug("The model does not take one instance: %s", error)
-        return example, self._seen(example)
+        return self._start(example)
+
+    def _start(self, call: Example) -> tuple[Example, Seen]:
+        seen = self._seen(call)
+        self.call = call
+        self.reached.clear()
+        return call, seen
 
     def _seen(self, example: Example) -> Seen:
         return observe(self.model, self.watched, example)
@@ -161,7 +208,7 @@ class _Search:
     def _lengthened(self, wider: Example, base: Seen) -> None:
         """Judge by a call with several tokens where the example has one."""
         try:
-            call, seen = wider, self._seen(wider)
+            call, seen = self._start(wider)
         except Exception as error:  # any model may take one token alone
             logger.debug("The model does not take more tokens: %s", error)
             for name, calls in base.inputs.items():
@@ -174,10 +221,18 @@ class _Search:
             return
         for tokens in sequences(call):
             if tokens.axis == 1 and not tokens.is_picture:
-                self._try(call, seen, tokens, lengthened=True)
+                parts = cuts(tokens, ids_of(call, tokens), self.special)
+                self._try(call, seen, tokens, parts, lengthened=True)
 
     def _try(
-        self, call: Example, base: Seen, tokens: Tokens, *, lengthened: bool = False
+        self,
+        call: Example,
+        base: Seen,
+        tokens: Tokens,
+        parts: Sequence[tuple[Tensor, Tensor]],
+        *,
+        embedded: bool = False,
+        lengthened: bool = False,
     ) -> str | None:
         """Judge by one sequence; say why where that cannot be done.
 
@@ -185,60 +240,120 @@ class _Search:
             call: that was run.
             base: what it showed.
             tokens: the sequence.
+            parts: places of the first and of the last tokens, for each try.
+            embedded: whether the tokens are changed behind their embedding.
             lengthened: whether the user's has one token, so that it need not be a sequence.
         """
-        half, few = tokens.length // 2, max(1, tokens.length // 16)
-        cuts = [(tokens.length - half, half)]
-        if few < half and not tokens.is_picture:
-            cuts.append((few, few))
-        judged = []
-        for first, last in cuts:
-            late = self._change(call, tokens, slice(tokens.length - last, tokens.length))
+        judged: list[_Part] = []
+        for first, last in parts:
+            late = self._change(call, tokens, last, embedded=embedded)
             if isinstance(late, str):
                 return late
             after = changes(base, late)
             if tokens.is_picture and after.reach_all_outputs:
                 return None
-            early = self._change(call, tokens, slice(0, first))
+            early = self._change(call, tokens, first, embedded=embedded)
             if isinstance(early, str):
                 return early
-            parts = Parts(tokens.length, first, last, call.batch == 1, tokens.is_picture)
-            judged.append(_orders(changes(base, early), after, parts))
+            before = changes(base, early)
+            if not judged and not (before and after):
+                return "other values of it change nothing"
+            judged.append(
+                _orders(
+                    before,
+                    after,
+                    Parts(
+                        tokens.length,
+                        int(first[-1]) + 1,
+                        tokens.length - int(last[0]),
+                        call.batch == 1,
+                        tokens.is_picture,
+                    ),
+                )
+            )
         self._judge(base, judged, of_ids=tokens.are_ids and not lengthened)
         return None
 
-    def _change(self, call: Example, tokens: Tokens, part: slice) -> Seen | str:
-        """Run with a part of a sequence changed, or say why the model does not."""
+    def _change(
+        self, call: Example, tokens: Tokens, places: Tensor, *, embedded: bool
+    ) -> Seen | str:
+        """Run with some tokens of a sequence changed, or say why the model does not."""
         tries: list[int | None] = [None]
-        if tokens.are_ids:
-            leaf = pytree.tree_leaves((call.args, dict(call.kwargs)))[tokens.place]
-            window = leaf.narrow(tokens.axis, part.start, part.stop - part.start)
+        ids = None if embedded else ids_of(call, tokens)
+        if ids is not None:
+            window = ids.index_select(tokens.axis, places.to(ids.device))
             tries += window.unique().tolist()[:MOST_IDS]
         failure = "no other value for it is known"
         for place, only in enumerate(tries):
-            other = changed(call, tokens, part, self.special, only)
+            shift = Shift(tokens.place, places) if embedded else None
+            other = call if embedded else changed(call, tokens, places, self.special, only)
             if other is None:
                 continue
             try:
-                return self._seen(other)
+                return observe(self.model, self.watched, other, shift)
             except Exception as error:  # any model refuses values that it does not know
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
                 failure = failure if place else said
         return failure
 
     def _judge(self, base: Seen, parts: Sequence[_Part], *, of_ids: bool) -> None:
-        """Find the layers whose gate would leak, by everything that comes with or after them."""
-        names = list(base.inputs)
-        for place, name in enumerate(names):
+        """Find the layers whose gate would leak into what comes after them.
+
+        Args:
+            base: what the run with nothing changed showed.
+            parts: what the changed ones showed.
+            of_ids: whether tokens that never meet must not meet in a gate either.
+        """
+        inputs = {name: {o for p in parts for o in p.inputs[name]} for name in base.inputs}
+        outputs = {key: {p.outputs[key] for p in parts} for key in parts[0].outputs}
+        touched = {key: orders for key, orders in outputs.items() if not orders <= SILENT}
+        apart = {key for key, orders in touched.items() if not TOGETHER & orders}
+        for place, (name, own) in enumerate(inputs.items()):
             pooled = any(call.rows[..., 0].numel() > 1 for call in base.inputs[name])
-            own = [order for part in parts for order in part.inputs[name]]
-            if not pooled or not {"causal", "apart", "mutual", "near"}.intersection(own):
+            if name in self.causal or not pooled or own <= SILENT | {"whole"}:
                 continue
-            after: set[Order] = set()
-            for part in parts:
-                after.update(part.outputs, *(part.inputs[later] for later in names[place:]))
-            if "causal" in after or (of_ids and not TOGETHER & after):
+            if "causal" in own:
                 self.causal.add(name)
+                continue
+            later = {n for n in list(inputs)[place + 1 :] if "causal" in inputs[n]}
+            ends = {key for key, orders in outputs.items() if "causal" in orders}
+            if not later and not ends and not (of_ids and (apart or not touched)):
+                continue
+            reached = self._reached_from(name, base)
+            if reached is None:
+                self.causal.add(name)
+                continue
+            shown = {key for key in touched if any(reached.outputs[i] for i in key)}
+            leaks = any(any(reached.inputs[n]) for n in later) or bool(ends & shown)
+            if leaks or (of_ids and (not shown or bool(shown & apart))):
+                self.causal.add(name)
+
+    def _reached_from(self, name: str, base: Seen) -> "_Reached | None":
+        """Say what the output of a layer reaches; None where that cannot be tried."""
+        if name not in self.reached:
+            try:
+                seen = observe(self.model, self.watched, self.call, disturbed=self.watched[name])
+            except Exception as error:  # the model's own code, on numbers that it does not expect
+                logger.debug("The model fails with another output of %s: %s", name, error)
+                return None
+            found = changes(base, seen)
+            self.reached[name] = _Reached(
+                {n: [_any(rows) for rows in calls] for n, calls in found.inputs.items()},
+                [_any(rows) for rows in found.outputs],
+            )
+        return self.reached[name]
+
+
+@dataclass
+class _Reached:
+    """Which calls of layers, and which outputs, a layer's output reaches."""
+
+    inputs: dict[str, list[bool]]
+    outputs: list[bool]
+
+
+def _any(rows: Tensor | None) -> bool:
+    return rows is None or bool(rows.any())
 
 
 def _orders(early: Changes, late: Changes, parts: Parts) -> _Part:
@@ -247,12 +362,19 @@ def _orders(early: Changes, late: Changes, parts: Parts) -> _Part:
         name: _orders_of(list(zip(early.inputs[name], lasts, strict=True)), parts)
         for name, lasts in late.inputs.items()
     }
-    alike: dict[torch.Size, list[_Pair]] = defaultdict(list)
-    for pair in zip(early.outputs, late.outputs, strict=True):
-        if pair[0] is not None and pair[1] is not None:
-            rows = tuple(rows_of_output(side, parts.length) for side in pair if side is not None)
-            alike[pair[0].shape].append((rows[0], rows[1]))
-    outputs = [order for pairs in alike.values() for order in _orders_of(pairs, parts)]
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    pairs = list(zip(early.outputs, late.outputs, strict=True))
+    rows: list[_Pair] = [(None, None)] * len(pairs)
+    for place, (first, last) in enumerate(pairs):
+        if first is not None and last is not None:
+            alike[first.shape].append(place)
+            length = parts.length
+            rows[place] = (rows_of_output(first, length), rows_of_output(last, length))
+    outputs: dict[tuple[int, ...], Order] = {}
+    for places in alike.values():
+        orders = _orders_of([rows[place] for place in places], parts)
+        keys = [tuple(places)] if len(orders) == 1 else [(place,) for place in places]
+        outputs.update(zip(keys, orders, strict=True))
     return _Part(inputs, outputs)
 
 

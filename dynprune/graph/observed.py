@@ -16,7 +16,7 @@ from dynprune.example import Example
 from dynprune.graph.influence import Sketch, reached, sketch
 from dynprune.host.outputs import tensors_of
 
-__all__ = ["Changes", "Seen", "changes", "observe", "rows_of_output"]
+__all__ = ["Changes", "Seen", "Shift", "changes", "observe", "rows_of_output"]
 
 #: Outputs up to this many numbers are compared number by number.
 MOST_NUMBERS = 1 << 21
@@ -29,10 +29,32 @@ class Seen:
     Attributes:
         inputs: module -> its input in each of its calls, the modules in the order of running.
         outputs: the model's outputs.
+        looked_up: the ids of each call of an embedding, in the order of running.
     """
 
     inputs: dict[str, list[Sketch]] = field(default_factory=dict)
     outputs: list[Sketch] = field(default_factory=list)
+    looked_up: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Noise on what an embedding gives for some tokens.
+
+    Attributes:
+        lookup: place of its call among all calls of embeddings.
+        places: of the tokens, along axis 1.
+    """
+
+    lookup: int
+    places: Tensor
+
+    def __call__(self, embedded: Tensor) -> Tensor:
+        """Give a changed copy of (B, T, C) embeddings."""
+        window = embedded.index_select(1, self.places.to(embedded.device))
+        noise = torch.randn(window.shape, generator=torch.Generator().manual_seed(0)).to(window)
+        other = window + 2 * noise * embedded.std(correction=0).clamp_min(0.01)
+        return embedded.index_copy(1, self.places.to(embedded.device), other)
 
 
 @dataclass
@@ -60,13 +82,21 @@ class Changes:
         return any(rows is None or bool(rows.any()) for rows in every)
 
 
-def observe(model: nn.Module, watched: Mapping[str, nn.Module], example: Example) -> Seen:
+def observe(
+    model: nn.Module,
+    watched: Mapping[str, nn.Module],
+    example: Example,
+    shift: Shift | None = None,
+    disturbed: nn.Module | None = None,
+) -> Seen:
     """Run a model once and sketch what the watched modules get.
 
     Args:
         model: in eval mode.
         watched: name -> module.
         example: the call; caches in it are copied, since models write into them.
+        shift: what to do to an embedding on the way.
+        disturbed: a module whose output is multiplied by random numbers.
     """
     seen = Seen()
 
@@ -77,10 +107,22 @@ def observe(model: nn.Module, watched: Mapping[str, nn.Module], example: Example
             channels = 1 if isinstance(module, _ConvNd) and x.dim() == module.weight.dim() else -1
             seen.inputs.setdefault(name, []).append(sketch(x, channels))
 
+    def embedded(_: nn.Module, args: Any, output: Any) -> Any:
+        place = len(seen.looked_up)
+        seen.looked_up.append(args[0].detach().clone() if args else torch.empty(0))
+        return shift(output) if shift is not None and shift.lookup == place else output
+
     handles = [
         module.register_forward_pre_hook(partial(note, name), with_kwargs=True)
         for name, module in watched.items()
     ]
+    handles += [
+        module.register_forward_hook(embedded)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+    ]
+    if disturbed is not None:
+        handles.append(disturbed.register_forward_hook(_disturb))
     try:
         with torch.random.fork_rng(devices=[]):  # chance falls alike in every run
             torch.manual_seed(0)
@@ -90,6 +132,17 @@ def observe(model: nn.Module, watched: Mapping[str, nn.Module], example: Example
             handle.remove()
     seen.outputs = [_of_output(tensor) for tensor in tensors_of(output)]
     return seen
+
+
+def _disturb(_module: nn.Module, _args: Any, output: Any) -> Any:
+    """Change every number of an output, zeros too."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noisy(x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return x * (1 + noise) + noise * x.std(correction=0).clamp_min(0.01)
+
+    return pytree.tree_map_only(Tensor, lambda x: noisy(x) if x.is_floating_point() else x, output)
 
 
 def _own(arguments: Any) -> Any:

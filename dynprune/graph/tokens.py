@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,17 @@ from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 
-__all__ = ["Tokens", "changed", "longer", "sequences", "special_ids", "unmasked"]
+__all__ = [
+    "Special",
+    "Tokens",
+    "changed",
+    "cuts",
+    "ids_of",
+    "longer",
+    "sequences",
+    "special_ids",
+    "unmasked",
+]
 
 #: Tokens that a call with a single one is made to have.
 SEVERAL = 8
@@ -37,6 +47,18 @@ class Tokens:
     are_ids: bool
     is_picture: bool
     covered: tuple[int, ...]
+
+
+class Special(NamedTuple):
+    """Ids that are no words.
+
+    Attributes:
+        padding: ids that pad.
+        others: ids that stand for something else, such as the place of a picture.
+    """
+
+    padding: frozenset[int]
+    others: frozenset[int]
 
 
 def sequences(example: Example) -> list[Tokens]:
@@ -88,6 +110,12 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join([named, *map(str, rest)])
 
 
+def ids_of(example: Example, tokens: Tokens) -> Tensor | None:
+    """Give the ids of a sequence, or None where it is one of numbers."""
+    leaf = _leaf(example, tokens.place)
+    return None if leaf.is_floating_point() else leaf
+
+
 def _leaf(example: Example, place: int) -> Tensor:
     leaf = pytree.tree_leaves((example.args, dict(example.kwargs)))[place]
     assert isinstance(leaf, Tensor)
@@ -122,7 +150,7 @@ def unmasked(example: Example) -> Example:
     return Example(*pytree.tree_map_with_path(fill, (example.args, dict(example.kwargs))))
 
 
-def special_ids(model: nn.Module) -> tuple[frozenset[int], frozenset[int]]:
+def special_ids(model: nn.Module) -> Special:
     """Give the ids that pad, and those of every other special token, by a model's configuration."""
     padding: set[int] = set()
     others: set[int] = set()
@@ -132,17 +160,43 @@ def special_ids(model: nn.Module) -> tuple[frozenset[int], frozenset[int]]:
         for name, value in values.items():
             if name.endswith(("token_id", "token_index")) and type(value) is int and value >= 0:
                 (padding if name.startswith("pad_") else others).add(value)
-    return frozenset(padding), frozenset(others - padding)
+    return Special(frozenset(padding), frozenset(others - padding))
+
+
+def cuts(tokens: Tokens, ids: Tensor | None, special: Special) -> list[tuple[Tensor, Tensor]]:
+    """Give the places of the first and of the last tokens: half of them each, then a few.
+
+    Special tokens stand for something else, and do not count.
+
+    Args:
+        tokens: the sequence.
+        ids: the ids at its places, tokens along axis 1; None for numbers.
+        special: ids that pad, and other special ones.
+    """
+    places = torch.arange(tokens.length)
+    if ids is not None:
+        rows = ids.movedim(tokens.axis, 0).reshape(tokens.length, -1)
+        for held in (special.padding | special.others, special.padding, frozenset[int]()):
+            free = (rows >= 0) & ~torch.isin(rows, torch.tensor(sorted(held), dtype=rows.dtype))
+            if int(free.any(1).sum()) > 1:
+                places = places[free.any(1).cpu()]
+                break
+    count = len(places)
+    half, few = count // 2, max(1, count // 16)
+    found = [(places[: count - half], places[count - half :])]
+    if few < half and not tokens.is_picture:
+        found.append((places[:few], places[count - few :]))
+    return found
 
 
 def changed(
     example: Example,
     tokens: Tokens,
-    part: slice,
-    special: tuple[frozenset[int], frozenset[int]],
+    places: Tensor,
+    special: Special,
     only: int | None = None,
 ) -> Example | None:
-    """Give a call with a part of one sequence changed; None where nothing in it can be.
+    """Give a call with some tokens of one sequence changed; None where none of them can be.
 
     Ids become other ids of the call, which the model must know; padding stays, and no id becomes a
     special one, since models count and look for these.
@@ -150,46 +204,39 @@ def changed(
     Args:
         example: the call.
         tokens: the sequence.
-        part: of it.
+        places: of the tokens in it.
         special: ids that pad, and other special ones.
         only: the one id that is to change.
     """
     leaves, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
-    leaf = leaves[tokens.place].clone()
-    window = leaf.narrow(tokens.axis, part.start, part.stop - part.start)
+    leaf = leaves[tokens.place]
+    places = places.to(leaf.device)
+    window = leaf.index_select(tokens.axis, places)
     if leaf.is_floating_point():
         noise = torch.randn(window.shape, generator=torch.Generator().manual_seed(0)).to(window)
-        spread = leaf.std() if leaf.numel() > 1 else leaf.new_tensor(1.0)
-        window += 2 * noise * spread.clamp_min(0.1)
+        other = window + 2 * noise * leaf.std(correction=0).clamp_min(0.1)
     else:
-        other = _other_ids(window, leaf, *special)
+        other = _other_ids(window, leaf, special)
         if only is not None:
             other = torch.where(window == only, other, window)
         if torch.equal(other, window):
             return None
-        window.copy_(other)
-    leaves[tokens.place] = leaf
+    leaves[tokens.place] = leaf.index_copy(tokens.axis, places, other)
     return Example(*pytree.tree_unflatten(leaves, spec))
 
 
-def _other_ids(
-    window: Tensor, leaf: Tensor, padding: frozenset[int], others: frozenset[int]
-) -> Tensor:
+def _other_ids(window: Tensor, leaf: Tensor, special: Special) -> Tensor:
     """Give every id another one that the call has, or one beside it where it has no other."""
     seen = [int(i) for i in leaf.unique().tolist() if i >= 0]
-    pool: list[int] = []
-    for held in (padding | others, padding, frozenset[int]()):
-        pool = [i for i in seen if i not in held]
-        if pool:
-            break
-    free = [i for i in pool if int((window == i).sum())]
+    every = special.padding | special.others
+    pools = ([i for i in seen if i not in held] for held in (every, special.padding, ()))
+    pool = next((found for found in pools if found), [])
     if len(pool) == 1:  # the lower neighbour is in the vocabulary for sure
         near = (i for step in (1, 2, 3) for i in (pool[0] - step, pool[0] + step))
-        pool = [*pool, *[i for i in near if i >= 0 and i not in padding | others][:1]]
-    pool = sorted(pool)
+        pool = [*pool, *[i for i in near if i >= 0 and i not in every][:1]]
     following = dict(zip(pool, [*pool[1:], *pool[:1]], strict=True))
     result = window.clone()
-    for i in free:
+    for i in pool:
         result[window == i] = following[i]
     return result
 
