@@ -29,6 +29,7 @@ from dynprune.graph.tokens import (
     unmasked,
 )
 from dynprune.host.modes import at_inference
+from dynprune.host.variation import cut
 
 __all__ = ["Causality", "find_causality"]
 
@@ -189,7 +190,11 @@ class _Search:
             return leaf[:1] if whole else leaf  # type: ignore[index]
 
         alone = Example(*pytree.tree_map(first, (example.args, dict(example.kwargs))))
-        for call in (unmasked(alone), alone, unmasked(example)):
+        calls = [unmasked(alone), alone, unmasked(example)]
+        small = cut(alone)
+        if any(a is not b for a, b in zip(small.tensors, alone.tensors, strict=True)):
+            calls.insert(0, unmasked(small))
+        for call in calls:
             try:
                 return self._start(call)
             except Exception as error:  # any model may refuse another batch, in its own words
@@ -250,13 +255,13 @@ class _Search:
             if isinstance(late, str):
                 return late
             after = changes(base, late)
-            if tokens.is_picture and after.reach_all_outputs:
-                return None
+            if after.reach_all_outputs and (tokens.is_picture or _mixed(after, last)):
+                continue  # nothing that comes later is new to what a gate would tell
             early = self._change(call, tokens, first, embedded=embedded)
             if isinstance(early, str):
                 return early
             before = changes(base, early)
-            if not judged and not (before and after):
+            if not (before and after) and len(first) > 1:
                 return "other values of it change nothing"
             judged.append(
                 _orders(
@@ -271,7 +276,8 @@ class _Search:
                     ),
                 )
             )
-        self._judge(base, judged, of_ids=tokens.are_ids and not lengthened)
+        if judged:
+            self._judge(base, judged, of_ids=tokens.are_ids and not lengthened)
         return None
 
     def _change(
@@ -354,6 +360,21 @@ class _Reached:
 
 def _any(rows: Tensor | None) -> bool:
     return rows is None or bool(rows.any())
+
+
+def _mixed(late: Changes, last: Tensor) -> bool:
+    """Whether the last tokens reach all of every layer but those that run before tokens meet."""
+    met = False
+    for calls in late.inputs.values():
+        for rows in calls:
+            if rows is None:
+                return False
+            reached = rows.flatten().nonzero().flatten()
+            if len(reached) == rows.numel():
+                met |= len(reached) > 1
+            elif met or not torch.equal(reached, last):
+                return False
+    return met
 
 
 def _orders(early: Changes, late: Changes, parts: Parts) -> _Part:

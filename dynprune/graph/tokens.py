@@ -94,9 +94,14 @@ def _sequences(example: Example) -> Iterator[Tokens]:
 
 
 def _axes(leaf: Tensor) -> list[int]:
-    """Axes of an input that may be one of tokens: of pictures, not that of their channels."""
+    """Axes of an input that may be one of tokens: of pictures, not that of their channels.
+
+    Where a picture has three, its rows come one after the other if anything in it does.
+    """
     if leaf.dim() <= 3:
         return [axis for axis in range(1, leaf.dim()) if leaf.shape[axis] > 1]
+    if leaf.dim() == 4 and leaf.shape[1] == 3:
+        return [2]
     if leaf.dim() == 4:
         return [axis for axis in (1, 2, 3) if leaf.shape[axis] > (4 if axis == 1 else 1)]
     return [axis for axis in (1, 2) if leaf.shape[axis] > 1]

@@ -23,8 +23,9 @@ _WAYS: tuple[Ids, ...] = ("turned", "columns", "kept")
 def cut(example: Example) -> Example:
     """Give the call with pictures of at most 128 pixels a side."""
 
-    def corner(leaf: object) -> object:
-        if isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.is_floating_point():
+    def corner(leaf: Any) -> Any:
+        pictures = isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.is_floating_point()
+        if pictures and max(leaf.shape[-2:]) > SMALL:
             return leaf[..., :SMALL, :SMALL]
         return leaf
 
