@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.host.failures import first_line, reraise_ours
 from dynprune.host.variation import packing, several, variants
 from dynprune.host.variation import small_example as small_call
 
@@ -126,9 +127,9 @@ def _with_another_second(model: nn.Module, example: Example, watched: Set[str]) 
         try:
             return _inputs(model, Example(*mixed), watched)[0]
         except Exception as error:  # any model may refuse a call, in its own words
+            reraise_ours(error)
             logger.debug("The model does not take another second instance: %s", error)
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            failure = failure if place else said
+            failure = failure if place else first_line(error)
     return f"no second input can be tried beside the first: {failure}"
 
 

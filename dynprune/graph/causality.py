@@ -28,6 +28,7 @@ from dynprune.graph.tokens import (
     special_ids,
     unmasked,
 )
+from dynprune.host.failures import first_line, reraise_ours
 from dynprune.host.modes import at_inference
 from dynprune.host.variation import cut
 
@@ -198,6 +199,7 @@ class _Search:
             try:
                 return self._start(call)
             except Exception as error:  # any model may refuse another batch, in its own words
+                reraise_ours(error)
                 logger.debug("The model does not take one instance: %s", error)
         return self._start(example)
 
@@ -215,6 +217,7 @@ class _Search:
         try:
             call, seen = self._start(wider)
         except Exception as error:  # any model may take one token alone
+            reraise_ours(error)
             logger.debug("The model does not take more tokens: %s", error)
             for name, calls in base.inputs.items():
                 if any(c.rows.dim() > 2 and c.rows.shape[1] == 1 for c in calls):
@@ -298,8 +301,8 @@ class _Search:
             try:
                 return observe(self.model, self.watched, other, shift)
             except Exception as error:  # any model refuses values that it does not know
-                said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-                failure = failure if place else said
+                reraise_ours(error)
+                failure = failure if place else first_line(error)
         return failure
 
     def _judge(self, base: Seen, parts: Sequence[_Part], *, of_ids: bool) -> None:
@@ -340,6 +343,7 @@ class _Search:
             try:
                 seen = observe(self.model, self.watched, self.call, disturbed=self.watched[name])
             except Exception as error:  # the model's own code, on numbers that it does not expect
+                reraise_ours(error)
                 logger.debug("The model fails with another output of %s: %s", name, error)
                 return None
             found = changes(base, seen)

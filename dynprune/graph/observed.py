@@ -1,6 +1,5 @@
 """What one run of a model shows: a sketch of what its layers get, and of its outputs."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 from dynprune.graph.influence import Sketch, reached, sketch
+from dynprune.host.arguments import copied
 from dynprune.host.outputs import tensors_of
 
 __all__ = ["Changes", "Seen", "Shift", "changes", "observe", "rows_of_output"]
@@ -126,7 +126,8 @@ def observe(
     try:
         with torch.random.fork_rng(devices=[]):  # chance falls alike in every run
             torch.manual_seed(0)
-            output = model(*_own(example.args), **_own(dict(example.kwargs)))
+            args, kwargs = copied((example.args, dict(example.kwargs)))
+            output = model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -143,16 +144,6 @@ def _disturb(_module: nn.Module, _args: Any, output: Any) -> Any:
         return x * (1 + noise) + noise * x.std(correction=0).clamp_min(0.01)
 
     return pytree.tree_map_only(Tensor, lambda x: noisy(x) if x.is_floating_point() else x, output)
-
-
-def _own(arguments: Any) -> Any:
-    """Copy what a model may write into: anything but tensors that it reads and plain values."""
-
-    def own(leaf: Any) -> Any:
-        plain = isinstance(leaf, Tensor | str | bytes | bool | int | float | type(None))
-        return leaf if plain else copy.deepcopy(leaf)
-
-    return pytree.tree_map(own, arguments)
 
 
 def _of_output(tensor: Tensor) -> Sketch:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example, Ids
+from dynprune.host.failures import first_line, reraise_ours
 
 __all__ = ["SMALL", "cut", "packing", "several", "small_example", "variants"]
 
@@ -58,8 +59,8 @@ def several(model: nn.Module, example: Example, instances: int = 2) -> Example |
         try:
             call.run(model)
         except Exception as error:  # any model may refuse a call, in its own words
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            failure = failure or said
+            reraise_ours(error)
+            failure = failure or first_line(error)
             continue
         return call
     return f"the model does not take {instances} of its inputs side by side: {failure}"
