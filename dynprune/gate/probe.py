@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.host.arguments import copied
 from dynprune.host.failures import first_line, reraise_ours
 from dynprune.host.variation import packing, several, variants
 from dynprune.host.variation import small_example as small_call
@@ -102,7 +103,8 @@ def _inputs(model: nn.Module, call: Example, watched: Set[str]) -> tuple[Inputs,
     try:
         with torch.random.fork_rng(devices=[]):  # chance falls alike in both runs
             torch.manual_seed(0)
-            call.run(model)
+            args, kwargs = copied((call.args, dict(call.kwargs)))
+            model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example, Ids
+from dynprune.host.arguments import copied
 from dynprune.host.failures import first_line, reraise_ours
 
 __all__ = ["SMALL", "cut", "packing", "several", "small_example", "variants"]
@@ -57,7 +58,8 @@ def several(model: nn.Module, example: Example, instances: int = 2) -> Example |
     failure = ""
     for call in variants(example, instances):
         try:
-            call.run(model)
+            args, kwargs = copied((call.args, dict(call.kwargs)))
+            model(*args, **kwargs)
         except Exception as error:  # any model may refuse a call, in its own words
             reraise_ours(error)
             failure = failure or first_line(error)
