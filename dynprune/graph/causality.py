@@ -6,7 +6,6 @@ input or in anything that comes after it, the gate would be a leak.
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.graph.influence import Order, Parts, order_in, order_of
+from dynprune.graph.evidence import Evidence, all_mixed, evidence
+from dynprune.graph.influence import Order, Parts
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.graph.observed import Changes, Seen, Shift, changes, observe, rows_of_output
+from dynprune.graph.observed import Seen, Shift, changes, observe
 from dynprune.graph.tokens import (
     Tokens,
     changed,
@@ -44,10 +44,6 @@ TOGETHER: frozenset[Order] = frozenset({"whole", "mutual"})
 
 #: What shows nothing, since only the first tokens or only the last ones or none are in it.
 SILENT: frozenset[Order] = frozenset({"untouched", "first", "last"})
-
-
-#: Rows that changes of the first and of the last tokens reach; None where shapes changed.
-_Pair = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -84,20 +80,6 @@ def find_causality(model: nn.Module, example: Example, groups: Sequence[NeuronGr
         return _Search(model, {name: modules[name] for name in names if name in modules}).run(
             example
         )
-
-
-@dataclass
-class _Part:
-    """What changing the first and the last tokens of a sequence showed.
-
-    Attributes:
-        inputs: module -> orders of time in its input, one for each call, and one for all of them
-            where each is a row; the modules in the order of running.
-        outputs: places of outputs -> order of time in each, or in all of them as rows.
-    """
-
-    inputs: dict[str, list[Order]]
-    outputs: dict[tuple[int, ...], Order]
 
 
 class _Search:
@@ -252,13 +234,13 @@ class _Search:
             embedded: whether the tokens are changed behind their embedding.
             lengthened: whether the user's has one token, so that it need not be a sequence.
         """
-        judged: list[_Part] = []
+        judged: list[Evidence] = []
         for first, last in parts:
             late = self._change(call, tokens, last, embedded=embedded)
             if isinstance(late, str):
                 return late
             after = changes(base, late)
-            if after.reach_all_outputs and (tokens.is_picture or _mixed(after, last)):
+            if after.reach_all_outputs and (tokens.is_picture or all_mixed(after, last)):
                 continue  # nothing that comes later is new to what a gate would tell
             early = self._change(call, tokens, first, embedded=embedded)
             if isinstance(early, str):
@@ -267,7 +249,7 @@ class _Search:
             if not (before and after) and len(first) > 1:
                 return "other values of it change nothing"
             judged.append(
-                _orders(
+                evidence(
                     before,
                     after,
                     Parts(
@@ -305,7 +287,7 @@ class _Search:
                 failure = failure if place else first_line(error)
         return failure
 
-    def _judge(self, base: Seen, parts: Sequence[_Part], *, of_ids: bool) -> None:
+    def _judge(self, base: Seen, parts: Sequence[Evidence], *, of_ids: bool) -> None:
         """Find the layers whose gate would leak into what comes after them.
 
         Args:
@@ -364,50 +346,3 @@ class _Reached:
 
 def _any(rows: Tensor | None) -> bool:
     return rows is None or bool(rows.any())
-
-
-def _mixed(late: Changes, last: Tensor) -> bool:
-    """Whether the last tokens reach all of every layer but those that run before tokens meet."""
-    met = False
-    for calls in late.inputs.values():
-        for rows in calls:
-            if rows is None:
-                return False
-            reached = rows.flatten().nonzero().flatten()
-            if len(reached) == rows.numel():
-                met |= len(reached) > 1
-            elif met or not torch.equal(reached, last):
-                return False
-    return met
-
-
-def _orders(early: Changes, late: Changes, parts: Parts) -> _Part:
-    """Say of every layer's input and of the outputs what order of time they show."""
-    inputs = {
-        name: _orders_of(list(zip(early.inputs[name], lasts, strict=True)), parts)
-        for name, lasts in late.inputs.items()
-    }
-    alike: dict[torch.Size, list[int]] = defaultdict(list)
-    pairs = list(zip(early.outputs, late.outputs, strict=True))
-    rows: list[_Pair] = [(None, None)] * len(pairs)
-    for place, (first, last) in enumerate(pairs):
-        if first is not None and last is not None:
-            alike[first.shape].append(place)
-            length = parts.length
-            rows[place] = (rows_of_output(first, length), rows_of_output(last, length))
-    outputs: dict[tuple[int, ...], Order] = {}
-    for places in alike.values():
-        orders = _orders_of([rows[place] for place in places], parts)
-        keys = [tuple(places)] if len(orders) == 1 else [(place,) for place in places]
-        outputs.update(zip(keys, orders, strict=True))
-    return _Part(inputs, outputs)
-
-
-def _orders_of(pairs: Sequence[_Pair], parts: Parts) -> list[Order]:
-    """Say what order of time the calls of a layer, or outputs of one shape, show."""
-    known = [(first, last) for first, last in pairs if first is not None and last is not None]
-    if len(known) > 1 and all(last.numel() == 1 for _, last in known):
-        # A loop over the tokens makes a row in each of its rounds.
-        firsts, lasts = (torch.stack(side).flatten() for side in zip(*known, strict=True))
-        return [order_of(firsts, lasts, parts)]
-    return [order_in(first, last, parts) for first, last in known]
