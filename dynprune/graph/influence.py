@@ -107,7 +107,7 @@ def order_in(early: Tensor, late: Tensor, parts: Parts) -> Order:
         return order_of(early.flatten(), late.flatten(), parts)
     along = []
     for axis in axes:
-        rows = [r.movedim(axis, 0).flatten(1).any(1) for r in (early, late)]
+        rows = [r.movedim(axis, 0).reshape(parts.length, -1).any(1) for r in (early, late)]
         along.append(order_of(rows[0], rows[1], parts._replace(ordered=True)))
     # Along an axis that is none of tokens everything is reached, which says nothing.
     ranks: tuple[Order, ...] = (
@@ -133,10 +133,12 @@ def order_of(early: Tensor, late: Tensor, parts: Parts) -> Order:
         return "last"
     if not bool(only_early.any()):
         return "whole"
-    places = torch.arange(len(early))
+    rows = len(early)
+    if rows < length and int((early & late).sum()) < 2:
+        return "apart"  # one row may stand for tokens of both parts
+    places = torch.arange(rows)
     # Each row that only the first tokens reach stands before all that the last ones reach.
     before = not ordered or int(places[only_early].max()) < int(places[late].min())
-    rows = len(early)
     if not bool(only_late.any()) and before:
         # Narrow convolutions with a stride lean to one side, by as much as one of few rows.
         clear = min(int(late.sum()), int(only_early.sum())) >= max(8, rows // 4)
