@@ -117,7 +117,8 @@ class _Search:
                 continue
             tried.add(tokens.covered)
             known += [] if ids is None else [ids]
-        tried |= self._try_embeddings(call, base, known)
+        failed = [ids for tokens, _ in failures if (ids := ids_of(call, tokens)) is not None]
+        tried |= self._try_embeddings(call, base, known, failed)
         for tokens, failure in failures:
             if tokens.covered not in tried:
                 self._cannot_try(base, f"{tokens.name} cannot be changed: {failure}", tokens.length)
@@ -127,9 +128,15 @@ class _Search:
         return self._verdict()
 
     def _try_embeddings(
-        self, call: Example, base: Seen, known: Sequence[Tensor]
+        self, call: Example, base: Seen, known: Sequence[Tensor], failed: Sequence[Tensor]
     ) -> set[tuple[int, ...]]:
         """Judge by ids that the model makes of its inputs, and by those that cannot be changed.
+
+        Args:
+            call: that was run.
+            base: what it showed.
+            known: ids that were tried.
+            failed: ids that the model does not let be changed.
 
         Returns:
             Shapes of the ids that could be tried.
@@ -140,7 +147,7 @@ class _Search:
                 continue
             steps = ids.diff(dim=1)
             counted = bool((steps == steps[:, :1]).all())  # positions, or one kind of token
-            if counted or any(ids.shape == k.shape and torch.equal(ids, k) for k in known):
+            if _is_among(ids, known) or (counted and not _is_among(ids, failed)):
                 continue
             shape = tuple(ids.shape)
             tokens = Tokens("an embedding", place, 1, shape[1], True, False, shape)
@@ -342,6 +349,10 @@ class _Reached:
 
     inputs: dict[str, list[bool]]
     outputs: list[bool]
+
+
+def _is_among(ids: Tensor, others: Sequence[Tensor]) -> bool:
+    return any(ids.shape == other.shape and torch.equal(ids, other) for other in others)
 
 
 def _any(rows: Tensor | None) -> bool:

@@ -327,7 +327,8 @@ def test_a_cache_does_not_hide_a_causal_model(cached):
 
 def test_a_cache_that_is_given_is_not_written_into():
     model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**TINY, num_key_value_heads=2))
-    cache = model.eval()(torch.randint(5, 60, (1, 4))).past_key_values
+    with torch.no_grad():
+        cache = model.eval()(torch.randint(5, 60, (1, 4))).past_key_values
     ids = torch.randint(5, 60, (1, 6))
     found = candidates(model, input_ids=ids, past_key_values=cache)
     assert cache.get_seq_length() == 4
