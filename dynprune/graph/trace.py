@@ -18,6 +18,7 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph.branches import record_branches
 from dynprune.graph.fallback import DECOMPOSED, Recorded, record_one_run
+from dynprune.host.arguments import copied
 from dynprune.host.modes import at_inference
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
@@ -142,8 +143,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _calls(example: Example) -> list[Example]:
-    """The calls to try: at batch two, then as given."""
-    return [example.batched(INSTANCES)] + ([example] if example.batch != INSTANCES else [])
+    """The calls to try: at batch two, then as given. A cache in them is a copy, which may fill."""
+    calls = [example.batched(INSTANCES)] + ([example] if example.batch != INSTANCES else [])
+    return [Example(*copied((call.args, dict(call.kwargs)))) for call in calls]
 
 
 def _first_line(error: Exception | None) -> str:

@@ -204,6 +204,7 @@ def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
         pool=gate.pool,
         compensation=gate.compensation,
         order=gate.order,
+        masked=gate.masked,
     )
 
 
