@@ -14,14 +14,14 @@ import torch
 from torch.nn import functional as F
 
 from dynprune.data import VOID, SegmentationData, TrainingBatches
-from dynprune.data.scenes import CLASSES, SIZE, make_dataset
-from dynprune.evaluate import Evaluation, evaluate
+from dynprune.demo.scenes import CLASSES, SIZE
+from dynprune.distill.schedule import LearningRate
 from dynprune.files import check_output
 from dynprune.models import ModelSource, build
-from dynprune.pretrained import write_pretrained
-from dynprune.schedule import LearningRate
+from dynprune.models.pretrained import write_pretrained
+from dynprune.tasks.evaluate import Evaluation, evaluate
 
-__all__ = ["SOURCE", "TeacherStep", "make_dataset", "train_teacher"]
+__all__ = ["SOURCE", "TeacherStep", "train_teacher"]
 
 SOURCE = ModelSource(
     "transformers",

@@ -15,9 +15,9 @@ from dynprune.example import Example
 from dynprune.gate import NeuronGate, attached, gates, inject, remove
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.graph.groups import ancestor
-from dynprune.modes import evaluating
-from dynprune.report.latency import interleaved
-from dynprune.report.macs import without_gates
+from dynprune.host.modes import evaluating
+from dynprune.measure.latency import interleaved
+from dynprune.measure.macs import without_gates
 
 __all__ = ["BreakEven", "TimedModule", "at_ratios", "break_even", "crossing", "time_modules"]
 

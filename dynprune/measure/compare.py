@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dynprune.data import VOID, SegmentationData
 from dynprune.errors import InputError
-from dynprune.evaluate import Evaluation, score
-from dynprune.predict import predict
+from dynprune.tasks.evaluate import Evaluation, score
+from dynprune.tasks.predict import predict
 
 __all__ = ["Comparison", "compare"]
 
@@ -45,13 +45,13 @@ def compare(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Label every picture by both models; their scores are those of `dynprune.evaluate`.
+    """Label every picture by both models; their scores are those of `dynprune.tasks.evaluate`.
 
     Args:
         student: from pictures to logits.
         teacher: likewise, or None.
         data: pictures and labels.
-        pictures: ``mean``, ``std``, ``window`` and ``stride`` of `dynprune.predict.predict`.
+        pictures: ``mean``, ``std``, ``window`` and ``stride`` of `dynprune.tasks.predict.predict`.
         device: where the models are.
         progress: called with the number of pictures done and of all pictures.
 

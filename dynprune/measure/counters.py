@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.report.executed import count_executed
+from dynprune.measure.executed import count_executed
 
 __all__ = ["CounterRow", "compare_counters", "flop_counter_macs", "fvcore_macs"]
 

@@ -12,8 +12,8 @@ from dynprune.example import Example
 from dynprune.gate import attached, gates, is_gated, remove
 from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import MacNode
-from dynprune.modes import evaluating
-from dynprune.report.executed import count_executed, executed
+from dynprune.host.modes import evaluating
+from dynprune.measure.executed import count_executed, executed
 from dynprune.rewrite import FoldedDecoder, undo
 
 __all__ = [

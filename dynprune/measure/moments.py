@@ -1,6 +1,5 @@
-"""Start the gates from the dense model: from its weights, or from its neurons on a few inputs."""
+"""What the neurons of the gated groups do on a few inputs, and how strongly they are read."""
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,18 +10,13 @@ from torch import Tensor, nn
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate.execution import set_execution
-from dynprune.gate.fit import fit_predictor
 from dynprune.gate.inject import gates
 from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear, Port
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
 
-__all__ = ["NeuronMoments", "calibrate", "dense_function", "measure", "start_from_weights"]
-
-logger = logging.getLogger(__name__)
-
-FLOOR = 1e-4  # least energy of a neuron over the mean of its group, before the logarithm
+__all__ = ["NeuronMoments", "dense_function", "measure", "ports_of", "weight_norm"]
 
 
 @dataclass
@@ -63,53 +57,6 @@ class _Tally:
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
-
-
-def start_from_weights(model: nn.Module) -> None:
-    """Order every gate's neurons by the norms of their weights, in place.
-
-    A neuron's weight is the product of the norms of its producer row and its consumer column;
-    for queries and keys, of its two rows.
-    """
-    with torch.no_grad():
-        for gate in gates(model).values():
-            made = [_norm(layer, port, 1) for layer, port in _ports(model, gate, "makes")]
-            read = [_norm(layer, port, 0) for layer, port in _ports(model, gate, "reads")]
-            weight = made[0] * (made[-1] if gate.kind == "qk" else torch.stack(read).norm(dim=0))
-            _set_prior(gate, weight[None])
-
-
-def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = True) -> int:
-    """Start order, means and predictors from what the dense model does on a few inputs, in place.
-
-    Args:
-        model: gated; its weights are not changed.
-        calls: inputs, about 32 in all.
-        dynamic: fit each predictor to every input's own energies, too.
-
-    Returns:
-        The inputs that were measured.
-
-    Raises:
-        UsageError: where ``calls`` is empty.
-
-    Source: the order and the means are those of Variance-Based Pruning, arXiv 2507.12988.
-    """
-    inputs = 0
-    for name, moments in measure(model, calls).items():
-        gate = gates(model)[name]
-        inputs = len(moments.first)
-        with torch.no_grad():
-            if gate.mean is not None:
-                gate.mean.copy_(moments.first.mean(0))
-            energy = moments.energy(gate.mean)
-            residual = _set_prior(gate, energy)
-            if dynamic and gate.predictor is not None and inputs > 3:
-                gained = fit_predictor(gate.predictor, moments.summaries, residual)
-                logger.debug("%s: the input explains %.2f of its energies", name, gained)
-                if gained > 0 and gate.config.mode == "value":
-                    gate.beta.fill_(1e-3)
-    return inputs
 
 
 def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMoments]:
@@ -165,7 +112,7 @@ def dense_function(model: nn.Module) -> Iterator[None]:
 def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
     handles = []
     if gate.kind == "qk":
-        ports = _ports(model, gate, "makes")
+        ports = ports_of(model, gate, "makes")
         for (layer, port), column, into in (
             (ports[0], 0, tally.queries),
             (ports[-1], -1, None),
@@ -188,7 +135,7 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
 
             handles.append(layer.register_forward_hook(after))
     else:
-        layer, port = _ports(model, gate, "reads")[0]
+        layer, port = ports_of(model, gate, "reads")[0]
 
         def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
             tokens = _neurons(module, args[0], port, gate)
@@ -220,7 +167,7 @@ def _over_tokens(x: Tensor, gate: NeuronGate) -> Tensor:
     return (x * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
 
-def _ports(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicLinear, Port]]:
+def ports_of(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicLinear, Port]]:
     """Give the layers that make or read a gate's neurons, in the order of the group's record."""
     return [
         (layer, port)
@@ -231,7 +178,7 @@ def _ports(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicL
     ]
 
 
-def _norm(layer: DynamicLinear, port: Port, dim: int) -> Tensor:
+def weight_norm(layer: DynamicLinear, port: Port, dim: int) -> Tensor:
     """Give each neuron's weight norm in a layer: of its rows (dim 1) or its columns (dim 0)."""
     square = layer.matrix.detach().square().sum(dim)
     if port.index is not None:
@@ -242,20 +189,5 @@ def _norm(layer: DynamicLinear, port: Port, dim: int) -> Tensor:
 def _reach(model: nn.Module, gate: NeuronGate) -> Tensor:
     if gate.kind == "qk":
         return torch.ones_like(gate.prior)
-    norms = [_norm(layer, port, 0) for layer, port in _ports(model, gate, "reads")]
+    norms = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]
     return torch.stack(norms).norm(dim=0)
-
-
-def _set_prior(gate: NeuronGate, energy: Tensor) -> Tensor:
-    """Set the order from (n, neurons) energies, in place; give the logarithms left over."""
-    usual = energy.square().mean(0).sqrt()
-    floor = FLOOR * usual.mean().clamp_min(1e-12)
-    prior = usual.clamp_min(floor).log()
-    if gate.config.order == "prefix":
-        gate.prior.copy_(-torch.arange(gate.neurons, dtype=gate.prior.dtype))
-    elif gate.config.order == "random":
-        generator = torch.Generator().manual_seed(gate.neurons)
-        gate.prior.copy_(torch.rand(gate.neurons, generator=generator))
-    else:
-        gate.prior.copy_(prior - prior.mean())
-    return energy.clamp_min(floor).log() - prior

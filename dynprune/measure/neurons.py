@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import gates, is_gated, measure, set_execution
-from dynprune.modes import at_inference
-from dynprune.report.overlap import Overlap, WorldOverlap, overlap_between, overlap_of
+from dynprune.gate import gates, is_gated, set_execution
+from dynprune.host.modes import at_inference
+from dynprune.measure.moments import measure
+from dynprune.measure.overlap import Overlap, WorldOverlap, overlap_between, overlap_of
 
 __all__ = [
     "LARGE_RANGE",
@@ -172,7 +173,7 @@ def neuron_report(
     Args:
         model: gated.
         calls: one image each; gone through twice.
-        worlds: where each image comes from, as `dynprune.report.overlap.worlds_of` tells; empty
+        worlds: where each image comes from, as `dynprune.measure.overlap.worlds_of` tells; empty
             where that does not matter.
         progress: called with the runs done and all runs, two for every image.
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from dynprune.errors import RecipeError
 from dynprune.gate import GroupPlan, gates
-from dynprune.provenance import Provenance
+from dynprune.models.provenance import Provenance
 from dynprune.recipe.source import dump_yaml, parse_yaml
 
 __all__ = ["model_card"]

@@ -18,15 +18,15 @@ from urllib.parse import urlsplit
 import torch
 from torch import nn
 
-from dynprune.declared import (
+from dynprune.errors import InputError
+from dynprune.files import written_directory
+from dynprune.models.declared import (
     Header,
     check_architecture,
     check_numbers,
     machine_elements,
     read_header,
 )
-from dynprune.errors import InputError
-from dynprune.files import written_directory
 
 __all__ = [
     "build_architecture",

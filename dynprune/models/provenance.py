@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dynprune.models import ModelSource, source_of
+from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
 
 __all__ = ["Provenance", "provenance_of", "set_provenance"]

@@ -16,21 +16,20 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from dynprune.card import model_card
-from dynprune.declared import check_numbers, first_line, read_header
 from dynprune.errors import DynpruneError, InputError, OutputError
 from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
-from dynprune.models import MANIFEST, ModelSource, build
-from dynprune.provenance import Provenance, provenance_of, set_provenance
+from dynprune.models.card import model_card
+from dynprune.models.declared import check_numbers, first_line, read_header
+from dynprune.models.manifest import MANIFEST, SCHEMA, read_manifest
+from dynprune.models.provenance import Provenance, provenance_of, set_provenance
+from dynprune.models.source import ModelSource, build
 from dynprune.rewrite import Rewrite, reapply
 
 __all__ = ["environment", "load", "save", "write_model"]
 
-SCHEMA = "dynprune/1"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
-MOST_BYTES = 64 << 20  # of a manifest
 _LEAST_WIDEST = 1024
 _SLACK = 1 << 20  # parameters that an architecture may have and its rewritten form need not
 
@@ -192,27 +191,6 @@ def _floats(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Read and check the outline of a directory's manifest.
-
-    Raises:
-        InputError: where it is missing, too large, or no manifest of this version.
-    """
-    path = directory / MANIFEST
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path} is larger than any manifest: {path.stat().st_size} bytes.")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(f"{path} has schema {repr(found)[:40]}; this dynprune reads {SCHEMA!r}.")
-    return manifest
 
 
 def environment() -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any
 
 from dynprune.data import IMAGENET_MEAN, IMAGENET_STD
 from dynprune.distill import AdamW, Execution, LossTerm, Penalty, Reporting, StagePlan
+from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.errors import NoMatchError, RecipeError
 from dynprune.gate import GateConfig
 from dynprune.graph.neurons import NeuronGroup
 from dynprune.recipe.pruning import Target
 from dynprune.recipe.schema import Data, Recipe
 from dynprune.recipe.training import FeatureLoss, LabelLoss, SoftLabelLoss
-from dynprune.schedule import LearningRate, PruneSchedule
 
 __all__ = [
     "batch_arguments",
@@ -40,7 +40,7 @@ def model_arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def picture_arguments(recipe: Recipe | None) -> dict[str, Any]:
-    """Give `dynprune.evaluate.evaluate` the recipe's normalisation and window, or the usual."""
+    """Give `dynprune.tasks.evaluate` the recipe's normalisation and window, or the usual."""
     if recipe is None or recipe.data is None:
         return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "window": None}
     return {"mean": recipe.data.mean, "std": recipe.data.std, "window": recipe.data.window}

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from dynprune.distribute import LEVELS, Part, parts_of, usual_size, width_of
 from dynprune.example import Example
 from dynprune.gate import GroupPlan, NeuronGate, plan_groups
-from dynprune.report.breakeven import TimedModule, at_ratios, time_modules
+from dynprune.measure.breakeven import TimedModule, at_ratios, time_modules
+from dynprune.planning.distribute import LEVELS, Part, parts_of, usual_size, width_of
 
 __all__ = ["SavedTime", "choose_by_latency", "refuse_whole"]
 

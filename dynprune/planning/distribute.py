@@ -15,7 +15,6 @@ from dynprune.example import Example
 from dynprune.gate import (
     GroupPlan,
     NeuronGate,
-    calibrate,
     gates,
     inject,
     kept_count,
@@ -23,11 +22,11 @@ from dynprune.gate import (
     remove,
     set_execution,
     set_prune_ratio,
-    start_from_weights,
 )
 from dynprune.graph.neurons import MacNode
-from dynprune.modes import at_inference
-from dynprune.report.macs import analytic
+from dynprune.host.modes import at_inference
+from dynprune.measure.macs import analytic
+from dynprune.planning.calibrate import calibrate, start_from_weights
 
 __all__ = [
     "Choice",

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate.calibrate import dense_function
 from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.topr import keep_mask, top_r
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
+from dynprune.measure.moments import dense_function
 
 __all__ = ["refit_consumers"]
 

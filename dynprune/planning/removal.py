@@ -8,9 +8,10 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import GateConfig, gate_model, gates, measure, remove
+from dynprune.gate import GateConfig, gate_model, gates, remove
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.report.neurons import PERCENTILES, neuron_types
+from dynprune.measure.moments import measure
+from dynprune.measure.neurons import PERCENTILES, neuron_types
 from dynprune.rewrite import Rewrite
 from dynprune.rewrite.narrow import can_narrow, drop_neurons
 

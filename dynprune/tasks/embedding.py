@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
 
 __all__ = ["Agreement", "agreement", "embed", "text_embedding"]
 

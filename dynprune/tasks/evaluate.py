@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, VOID, SegmentationData, normalise
 from dynprune.errors import DynpruneError, InputError
-from dynprune.logits import label_map, logits_of, window_logits
-from dynprune.modes import evaluating
+from dynprune.host.modes import evaluating
+from dynprune.tasks.logits import label_map, logits_of, window_logits
 
 __all__ = ["Evaluation", "evaluate", "logits_of", "predict_logits", "score"]
 
@@ -95,7 +95,8 @@ def evaluate(
     counts for nothing. The model runs in evaluation mode and is left in the modes it came in.
 
     Args:
-        model: from pictures ``(1, 3, H, W)`` to logits, see :func:`~dynprune.logits.logits_of`.
+        model: from pictures ``(1, 3, H, W)`` to logits, see
+            :func:`~dynprune.tasks.logits.logits_of`.
         data: the pictures and their label maps.
         device: where the model is.
         mean: of the model's input, see :func:`~dynprune.data.normalise`.

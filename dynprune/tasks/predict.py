@@ -20,9 +20,9 @@ from dynprune.data import (
     write_picture,
 )
 from dynprune.errors import UsageError
-from dynprune.evaluate import predict_logits
-from dynprune.logits import label_map
-from dynprune.modes import evaluating
+from dynprune.host.modes import evaluating
+from dynprune.tasks.evaluate import predict_logits
+from dynprune.tasks.logits import label_map
 
 __all__ = ["Prediction", "overlay", "palette", "predict", "predict_files"]
 

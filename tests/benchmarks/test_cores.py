@@ -6,7 +6,7 @@ from itertools import accumulate, chain
 import pytest
 import torch
 
-from dynprune.report.cores import APART, share_a_cache
+from benchmarks.cores import APART, share_a_cache
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dynprune.data.prose import sentences_of, source_folders, write_prose
+from benchmarks.prose import sentences_of, source_folders, write_prose
 from dynprune.errors import InputError
 
 SOURCE = '''

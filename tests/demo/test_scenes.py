@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dynprune.data import open_dataset, scenes
-from dynprune.data.scenes import CLASSES, SIZE, make_dataset
+from dynprune.data import open_dataset
+from dynprune.demo import scenes
+from dynprune.demo.scenes import CLASSES, SIZE, make_dataset
 from dynprune.errors import OutputError, UsageError
 
 

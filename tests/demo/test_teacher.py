@@ -3,13 +3,13 @@ import torch
 from safetensors.torch import load_file
 
 from dynprune.data import open_dataset
-from dynprune.data.scenes import CLASSES, SIZE
 from dynprune.demo import SOURCE, make_dataset, train_teacher
+from dynprune.demo.scenes import CLASSES, SIZE
 from dynprune.errors import OutputError
-from dynprune.evaluate import evaluate
 from dynprune.models import build, load_model
+from dynprune.pipeline.arguments import model_arguments
 from dynprune.recipe import load_recipe
-from dynprune.recipe.build import model_arguments
+from dynprune.tasks.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dynprune.penalty import gate_l1
+from dynprune.distill.penalty import gate_l1
 
 
 def test_the_penalty_is_a_sum_over_gates_and_neurons_and_a_mean_over_instances():

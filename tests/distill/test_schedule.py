@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynprune.distill.schedule import RAMPS, LearningRate, PruneSchedule, cosine, cubic, linear
 from dynprune.errors import UsageError
-from dynprune.schedule import RAMPS, LearningRate, PruneSchedule, cosine, cubic, linear
 
 
 @pytest.mark.parametrize("name", [n for n in RAMPS if n != "constant"])

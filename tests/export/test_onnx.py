@@ -15,7 +15,7 @@ from dynprune.export.onnx import Export, export_onnx, halved, onnx_runner
 from dynprune.export.program import compact
 from dynprune.gate import GateConfig, gate_model, gates
 from dynprune.graph import find_groups
-from dynprune.report.macs import without_gates
+from dynprune.measure.macs import without_gates
 
 from .conftest import pictures, stir_predictors
 

@@ -12,7 +12,7 @@ import dynprune
 from dynprune.example import Example
 from dynprune.gate import GateConfig, gate_model, gates, is_gated, remove, set_execution
 from dynprune.graph import find_groups
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
 from tests.gate.zoo_laws import error, forced, gated_animal, run
 from tests.zoo import ZOO
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from dynprune.example import Example
 from dynprune.gate import GateConfig, gate_model, gates
 from dynprune.gate.inject import Attachment
-from dynprune.gate.results import tensors_of
 from dynprune.graph import Grouping, find_groups
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
+from dynprune.host.outputs import tensors_of
 from tests.zoo import ZOO
 
 

@@ -8,10 +8,10 @@ from torch import nn
 
 import dynprune
 from dynprune.example import Example
-from dynprune.fastpath import close_fused_paths, open_fused_paths
 from dynprune.gate import GateConfig, gate_model, gates, remove
 from dynprune.graph import find_groups
-from dynprune.modes import at_inference
+from dynprune.host.fused_paths import close_fused_paths, open_fused_paths
+from dynprune.host.modes import at_inference
 
 
 def encoder() -> nn.TransformerEncoder:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from dynprune.replace import replace_everywhere
+from dynprune.host.replacing import replace_everywhere
 
 
 def test_a_shared_module_is_replaced_at_every_parent():

@@ -9,7 +9,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from dynprune.example import Example
 from dynprune.gate import GateConfig, attached, gate_model
 from dynprune.graph import find_groups
-from dynprune.report.breakeven import break_even, crossing
+from dynprune.measure.breakeven import break_even, crossing
 
 
 def test_gates_pay_at_once_where_no_point_is_slower() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynprune.data import normalise, open_dataset
-from dynprune.report.calls import PictureCalls, spread
+from dynprune.measure.calls import PictureCalls, spread
 from tests.data.scenes import folder
 
 

@@ -5,11 +5,10 @@ import torch
 
 from dynprune.data import VOID
 from dynprune.errors import InputError
-from dynprune.evaluate import evaluate
-from dynprune.predict import predict
-from dynprune.report.compare import compare
-
-from .conftest import noise
+from dynprune.measure.compare import compare
+from dynprune.tasks.evaluate import evaluate
+from dynprune.tasks.predict import predict
+from tests.report.conftest import noise
 
 
 def test_both_scores_are_those_of_evaluation(measured) -> None:

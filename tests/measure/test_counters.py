@@ -6,7 +6,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.report.counters import compare_counters, fvcore_macs
+from dynprune.measure.counters import compare_counters, fvcore_macs
 from dynprune.rewrite import rewrite
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from dynprune.example import Example
-from dynprune.report.executed import count_executed, executed
+from dynprune.measure.executed import count_executed, executed
 from dynprune.rewrite import reapply, rewrite
 
 B0 = {"depths": [2, 2, 2, 2], "hidden_sizes": [32, 64, 160, 256], "decoder_hidden_size": 256}

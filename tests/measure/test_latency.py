@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dynprune.errors import UsageError
-from dynprune.report.latency import EngineLatency, LatencyReport, interleaved, plot_latency
+from dynprune.measure.latency import EngineLatency, LatencyReport, interleaved, plot_latency
 
 
 def test_every_timed_run_follows_one_of_its_own_kind_and_no_one_is_always_first() -> None:
@@ -25,7 +25,7 @@ def test_times_are_milliseconds_of_the_clock() -> None:
 def test_a_run_counts_if_the_machine_was_as_it_should_be_before_and_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynprune.report.latency._PAUSE", 0.0)
+    monkeypatch.setattr("dynprune.measure.latency._PAUSE", 0.0)
     ran: list[None] = []
     #               waits, runs, lost | runs, counts | runs, counts
     states = iter([False, False, True, False, True, True, True, True])
@@ -45,7 +45,7 @@ def test_a_run_counts_if_the_machine_was_as_it_should_be_before_and_after(
 def test_a_machine_that_never_is_as_it_should_be_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dynprune.report.latency._PATIENCE", 0.0)
+    monkeypatch.setattr("dynprune.measure.latency._PATIENCE", 0.0)
     with pytest.raises(UsageError, match="No run counts"):
         interleaved({"a": lambda: None}, repeats=1, warmup=0, counts=lambda: False)
 

@@ -11,8 +11,8 @@ from dynprune.example import Example
 from dynprune.gate import GateConfig, gate_model, gates
 from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import Axis, MacNode
-from dynprune.report.executed import executed
-from dynprune.report.macs import analytic, macs_report, parameter_count, without_gates
+from dynprune.measure.executed import executed
+from dynprune.measure.macs import analytic, macs_report, parameter_count, without_gates
 from dynprune.rewrite import rewrite, undo
 
 TINY = {

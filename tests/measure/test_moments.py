@@ -5,7 +5,8 @@ import torch
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import calibrate, measure
+from dynprune.measure.moments import measure
+from dynprune.planning.calibrate import calibrate
 from tests.gate.zoo_laws import gated_animal
 
 

@@ -9,7 +9,7 @@ import torch
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate import gates, set_execution, set_prune_ratio
-from dynprune.report.neurons import (
+from dynprune.measure.neurons import (
     LARGE_RANGE,
     PERCENTILES,
     SMALL_MEDIAN,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynprune.report.overlap import Overlap, overlap_between, overlap_of, worlds_of
+from dynprune.measure.overlap import Overlap, overlap_between, overlap_of, worlds_of
 
 WORLDS = ("street", "street", "cell", "cell", "cell", "crop")
 

@@ -8,12 +8,11 @@ from huggingface_hub import CommitOperationAdd, ModelCard
 from transformers import SegformerForSemanticSegmentation
 
 import dynprune
-from dynprune.card import model_card
 from dynprune.gate import GateConfig, attached, gate_model, gates
 from dynprune.graph import find_groups
-from dynprune.models import ModelSource, source_of
-from dynprune.provenance import Provenance, set_provenance
-from dynprune.storage import save
+from dynprune.models import ModelSource, Provenance, set_provenance, source_of
+from dynprune.models.card import model_card
+from dynprune.models.storage import save
 from tests.gate.zoo_laws import error, run
 from tests.zoo import ZOO
 

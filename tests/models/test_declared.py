@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dynprune.declared import check_architecture, check_numbers, read_header
 from dynprune.errors import InputError
-from dynprune.pretrained import build_architecture, load_pretrained
+from dynprune.models.declared import check_architecture, check_numbers, read_header
+from dynprune.models.pretrained import build_architecture, load_pretrained
 
 SEGFORMER = "SegformerForSemanticSegmentation"
 

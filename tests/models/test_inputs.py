@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from dynprune.errors import UsageError
-from dynprune.inputs import example_of
 from dynprune.models import load_model
-from tests.tiny_checkpoints import SEGFORMER
+from dynprune.models.inputs import example_of
+from tests.models.tiny_checkpoints import SEGFORMER
 
 SMALL = {
     "hidden_size": 16,

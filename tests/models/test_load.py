@@ -7,7 +7,7 @@ from torch import nn
 
 from dynprune.errors import InputError, UsageError
 from dynprune.models import ModelSource, build, classes_of, load_model, source_of
-from tests.tiny_checkpoints import SEGFORMER, write_segformer
+from tests.models.tiny_checkpoints import SEGFORMER, write_segformer
 
 FACTORY = """
 import torch
@@ -128,8 +128,8 @@ def test_a_factory_that_gives_no_model_is_refused_with_what_it_did(factories, na
 
 
 def test_a_written_directory_of_a_factorys_model_is_loaded_where_the_factory_is_typed(factories):
-    from dynprune.provenance import Provenance
-    from dynprune.storage import save
+    from dynprune.models import Provenance
+    from dynprune.models.storage import save
 
     loaded = load_model("my_models:net", input_shape=(1, 3, 5, 5))
     nn.init.zeros_(loaded.module[0].weight)

@@ -8,13 +8,13 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from dynprune.errors import InputError, OutputError
-from dynprune.pretrained import (
+from dynprune.models.pretrained import (
     configuration_of,
     load_pretrained,
     read_configuration,
     write_pretrained,
 )
-from tests.tiny_checkpoints import write_segformer
+from tests.models.tiny_checkpoints import write_segformer
 
 WEIGHTS = "model.safetensors"
 LAST = "decode_head.classifier.bias"

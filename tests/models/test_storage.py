@@ -11,11 +11,10 @@ from torch import nn
 from dynprune.errors import InputError, OutputError, UsageError
 from dynprune.gate import attached, gates, is_gated, set_prune_ratio
 from dynprune.graph import find_groups
-from dynprune.models import source_of
+from dynprune.models import Provenance, set_provenance, source_of
+from dynprune.models.storage import load, save
 from dynprune.pipeline import restore
-from dynprune.provenance import Provenance, set_provenance
 from dynprune.rewrite import rewrite
-from dynprune.storage import load, save
 from tests.gate.zoo_laws import error, run
 from tests.zoo import ZOO
 
@@ -98,7 +97,7 @@ def test_a_save_that_fails_leaves_what_was_there(gated, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dynprune.storage._write_json", full)
+    monkeypatch.setattr("dynprune.models.storage._write_json", full)
     with pytest.raises(OutputError, match="No space left"):
         save(gated[0], out, overwrite=True)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before

@@ -7,9 +7,9 @@ import torch
 from dynprune.example import Example
 from dynprune.gate import gates
 from dynprune.models import LoadedModel, source_of
+from dynprune.models.storage import load, save
 from dynprune.pipeline import apply_recipe
 from dynprune.recipe import load_recipe
-from dynprune.storage import load, save
 from tests.rewrite.test_surgery import image, segformer
 
 CALLS = [Example((image(batch=1, seed=seed),)) for seed in range(6)]

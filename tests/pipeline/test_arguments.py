@@ -6,8 +6,7 @@ import torch
 from dynprune.data import IMAGENET_MEAN
 from dynprune.errors import NoMatchError, RecipeError
 from dynprune.graph.neurons import Channels, NeuronGroup
-from dynprune.recipe import load_recipe, parse_recipe, recipe_names
-from dynprune.recipe.build import (
+from dynprune.pipeline.arguments import (
     batch_arguments,
     gate_configs,
     model_arguments,
@@ -15,6 +14,7 @@ from dynprune.recipe.build import (
     text_arguments,
     training_arguments,
 )
+from dynprune.recipe import load_recipe, parse_recipe, recipe_names
 
 TEXT = """
 schema: dynprune/1

@@ -7,9 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from dynprune import choose
-from dynprune.choose import MARGIN, SavedTime, choose_by_latency, refuse_whole
-from dynprune.distribute import parts_of, usual_size, width_of
 from dynprune.example import Example
 from dynprune.gate import (
     GateConfig,
@@ -21,10 +18,13 @@ from dynprune.gate import (
     plan_groups,
 )
 from dynprune.graph import find_groups
+from dynprune.measure.breakeven import TimedModule, time_modules
 from dynprune.models import LoadedModel, source_of
 from dynprune.pipeline import apply_recipe
+from dynprune.planning import choose
+from dynprune.planning.choose import MARGIN, SavedTime, choose_by_latency, refuse_whole
+from dynprune.planning.distribute import parts_of, usual_size, width_of
 from dynprune.recipe import load_recipe
-from dynprune.report.breakeven import TimedModule, time_modules
 from tests.zoo import ZOO
 
 

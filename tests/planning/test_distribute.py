@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynprune import distribute
-from dynprune.distribute import Choice, SavedMacs, distribute_by_sensitivity, spread
 from dynprune.example import Example
 from dynprune.gate import GateConfig, gates, inject, plan_groups, set_execution
 from dynprune.graph import find_groups
-from dynprune.report.macs import analytic
+from dynprune.measure.macs import analytic
+from dynprune.planning import distribute
+from dynprune.planning.distribute import Choice, SavedMacs, distribute_by_sensitivity, spread
 from tests.zoo import ZOO
 
 

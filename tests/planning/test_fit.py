@@ -2,8 +2,8 @@
 
 import torch
 
-from dynprune.gate.fit import fit_predictor
 from dynprune.gate.predictor import GatePredictor
+from dynprune.planning.fit import fit_predictor
 
 
 def _data(count: int, features: int, neurons: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,10 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import GateConfig, calibrate, gate_model, gates, refit_consumers, set_execution
+from dynprune.gate import GateConfig, gate_model, gates, set_execution
 from dynprune.graph import find_groups
+from dynprune.planning.calibrate import calibrate
+from dynprune.planning.refit import refit_consumers
 from tests.gate.zoo_laws import error, run
 
 

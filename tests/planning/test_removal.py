@@ -7,10 +7,10 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph import find_groups
 from dynprune.models import LoadedModel, ModelSource, source_of
+from dynprune.models.storage import load, save
 from dynprune.pipeline import apply_recipe
+from dynprune.planning.removal import drop_dead
 from dynprune.recipe import load_recipe
-from dynprune.removal import drop_dead
-from dynprune.storage import load, save
 from tests.rewrite.test_narrow import hidden_layers, silence
 from tests.rewrite.test_surgery import image, segformer
 

@@ -15,10 +15,10 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.rewrite import FoldedDecoder, Rewrite, reapply, rewrite, undo
-from dynprune.rewrite import bands as bands_module
-from dynprune.rewrite import folded as folded_module
-from dynprune.rewrite.bands import bands_of_sum
-from dynprune.rewrite.folded import pointwise_as
+from dynprune.rewrite.decoder import bands as bands_module
+from dynprune.rewrite.decoder import folded as folded_module
+from dynprune.rewrite.decoder.bands import bands_of_sum
+from dynprune.rewrite.decoder.folded import pointwise_as
 
 from .heads import ConvHead, LinearHead, Model, stirred
 

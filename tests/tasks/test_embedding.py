@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from dynprune.embedding import agreement, embed, text_embedding
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.tasks.embedding import agreement, embed, text_embedding
 from tests.zoo import ZOO
 
 

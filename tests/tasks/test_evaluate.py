@@ -7,8 +7,8 @@ from torch import nn
 
 from dynprune.data import VOID, open_dataset
 from dynprune.errors import InputError
-from dynprune.evaluate import evaluate, score
-from dynprune.modes import evaluating
+from dynprune.host.modes import evaluating
+from dynprune.tasks.evaluate import evaluate, score
 from tests.data.scenes import folder, write_png
 
 SHARED = Path(__file__).parents[2] / "shared"

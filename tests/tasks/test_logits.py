@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dynprune import logits as module
 from dynprune.errors import UsageError
-from dynprune.logits import label_map, logits_of, window_logits
+from dynprune.tasks import logits as module
+from dynprune.tasks.logits import label_map, logits_of, window_logits
 
 LOGITS = torch.randn(1, 3, 4, 4)
 OTHER = torch.zeros(2)

@@ -4,7 +4,7 @@ from torch import nn
 
 from dynprune.data import read_label, read_picture
 from dynprune.errors import InputError, UsageError
-from dynprune.predict import overlay, palette, predict, predict_files
+from dynprune.tasks.predict import overlay, palette, predict, predict_files
 from tests.data.scenes import picture, write_png
 
 

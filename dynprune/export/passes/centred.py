@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import MOVES, emit, is_parameter, moved, value_of
+from dynprune.export.passes.nodes import MOVES, emit, is_parameter, moved, value_of
 
 __all__ = ["centre_norms"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import describe, value_of
+from dynprune.export.passes.nodes import describe, value_of
 
 __all__ = ["choose_kernels"]
 

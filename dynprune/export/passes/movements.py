@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import describe, emit
+from dynprune.export.passes.nodes import describe, emit
 
 __all__ = ["simplify_movements"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import MOVES, SAME, VIEWS, emit, is_fixed, moved, origin, value_of
+from dynprune.export.passes.nodes import MOVES, SAME, VIEWS, emit, is_fixed, moved, origin, value_of
 
 __all__ = ["absorb_norms", "scale_keys"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import describe, emit, value_of
+from dynprune.export.passes.nodes import describe, emit, value_of
 
 __all__ = ["multiply_in_planes"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.nodes import VIEWS, emit, is_fixed, origin, value_of
+from dynprune.export.passes.nodes import VIEWS, emit, is_fixed, origin, value_of
 
 __all__ = ["simplify_selections"]
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.fastpath import close_fused_paths, open_fused_paths
-from dynprune.modes import at_inference
-from dynprune.replace import replace_everywhere
+from dynprune.host.fused_paths import close_fused_paths, open_fused_paths
+from dynprune.host.modes import at_inference
+from dynprune.host.replacing import replace_everywhere
+from dynprune.rewrite.attention.unpacked import UnpackedAttention
 from dynprune.rewrite.proof import MODEL_TOLERANCE, TOLERANCE, outputs_of, relative_error
 from dynprune.rewrite.record import Rewrite
-from dynprune.rewrite.unpacked import UnpackedAttention
 
 __all__ = ["UNPACK_ATTENTION", "pack_attention", "unpack_again", "unpack_attention"]
 

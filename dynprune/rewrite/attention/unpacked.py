@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynprune.errors import UsageError
-from dynprune.fastpath import ClosedPath
+from dynprune.host.fused_paths import ClosedPath
 
 __all__ = ["UnpackedAttention"]
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.modes import evaluating
-from dynprune.replace import replace_everywhere
-from dynprune.rewrite.folded import FoldedDecoder, pointwise_weight
-from dynprune.rewrite.match import NotFoldableError, match_decoder
+from dynprune.host.modes import evaluating
+from dynprune.host.replacing import replace_everywhere
+from dynprune.rewrite.decoder.folded import FoldedDecoder, pointwise_weight
+from dynprune.rewrite.decoder.match import NotFoldableError, match_decoder
+from dynprune.rewrite.decoder.structure import DecoderStructure
+from dynprune.rewrite.decoder.unfold import unfold
 from dynprune.rewrite.proof import TOLERANCE, largest_error, outputs_of, relative_error
 from dynprune.rewrite.record import Rewrite
-from dynprune.rewrite.structure import DecoderStructure
-from dynprune.rewrite.unfold import unfold
 
 __all__ = ["FOLD_DECODER", "fold_decoders", "refold", "unfold_decoders"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from dynprune.rewrite.bands import Resize, Stage, bands_of_sum
-from dynprune.rewrite.structure import ELEMENTWISE, DecoderStructure, Step
+from dynprune.rewrite.decoder.bands import Resize, Stage, bands_of_sum
+from dynprune.rewrite.decoder.structure import ELEMENTWISE, DecoderStructure, Step
 
 __all__ = [
     "FoldedDecoder",

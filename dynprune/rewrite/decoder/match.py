@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dynprune.rewrite.structure import ELEMENTWISE, Branch, DecoderStructure, Step
+from dynprune.rewrite.decoder.structure import ELEMENTWISE, Branch, DecoderStructure, Step
 
 __all__ = ["NotFoldableError", "match_decoder"]
 

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.errors import UsageError
-from dynprune.rewrite.folded import FoldedDecoder, folded_weights, pointwise_bias, pointwise_weight
+from dynprune.rewrite.decoder.folded import (
+    FoldedDecoder,
+    folded_weights,
+    pointwise_bias,
+    pointwise_weight,
+)
 from dynprune.rewrite.proof import relative_error
 
 __all__ = ["unfold"]

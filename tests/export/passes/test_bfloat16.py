@@ -6,7 +6,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from dynprune.export.bfloat16 import gathered_in_bfloat16
+from dynprune.export.passes.bfloat16 import gathered_in_bfloat16
 
 
 def test_gathered_weights_are_rounded_as_torch_rounds_and_others_stay() -> None:

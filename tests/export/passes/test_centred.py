@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from dynprune.export.centred import centre_norms
+from dynprune.export.passes.centred import centre_norms
 
 ATEN = torch.ops.aten
 CHANNELS = 8

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from dynprune.export.instances import over_instances
+from dynprune.export.passes.instances import over_instances
 
 
 def test_the_loop_runs_every_instance_alone() -> None:

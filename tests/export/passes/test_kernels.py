@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dynprune.export.kernels import choose_kernels
+from dynprune.export.passes.kernels import choose_kernels
 
 ATEN = torch.ops.aten
 

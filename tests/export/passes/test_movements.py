@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from dynprune.export.movements import simplify_movements
+from dynprune.export.passes.movements import simplify_movements
 
 
 class TokenConvolution(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from dynprune.export.norms import absorb_norms, scale_keys
+from dynprune.export.passes.norms import absorb_norms, scale_keys
 
 ATEN = torch.ops.aten
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from dynprune.export.movements import simplify_movements
-from dynprune.export.planes import multiply_in_planes
+from dynprune.export.passes.movements import simplify_movements
+from dynprune.export.passes.planes import multiply_in_planes
 
 MOVES = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int}
 

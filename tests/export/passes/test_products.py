@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from dynprune.export.products import multiply_in_batches
+from dynprune.export.passes.products import multiply_in_batches
 
 ATEN = torch.ops.aten
 

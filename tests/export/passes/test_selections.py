@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dynprune.example import Example
+from dynprune.export.passes.selections import simplify_selections
 from dynprune.export.program import Target, exportable
-from dynprune.export.selections import simplify_selections
 from dynprune.gate import gates
 from tests.export.conftest import pictures
 

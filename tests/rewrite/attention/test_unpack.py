@@ -11,9 +11,9 @@ import dynprune
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate import gates
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
 from dynprune.rewrite import Rewrite, UnpackedAttention, reapply, rewrite, undo
-from dynprune.rewrite import attention as module_under_test
+from dynprune.rewrite.attention import unpack as module_under_test
 from tests.gate.zoo_laws import error, run
 from tests.zoo import ZOO
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.example import Example
-from dynprune.report.executed import executed
-from dynprune.rewrite import bands as bands_module
-from dynprune.rewrite.bands import Resize, Stage, bands_of_sum, resize_matrix
+from dynprune.measure.executed import executed
+from dynprune.rewrite.decoder import bands as bands_module
+from dynprune.rewrite.decoder.bands import Resize, Stage, bands_of_sum, resize_matrix
 
 RESIZES = [
     Resize("nearest"),
