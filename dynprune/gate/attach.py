@@ -18,7 +18,7 @@ from dynprune.gate.probe import Probe, probe, small_example
 from dynprune.gate.survive import those_that_run
 from dynprune.gate.verify import verify
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.modes import at_inference
 from dynprune.host.outputs import close
 
 __all__ = ["gate_model", "plan_groups"]
@@ -47,7 +47,7 @@ def plan_groups(
     """
     fallback = GateConfig()
     plans = []
-    with at_inference(model), keeping_buffers(model):
+    with at_inference(model) as kept:
         small = small_example(model, example)
         seen = probe(model, small, groups)
         for group in groups:
@@ -57,6 +57,7 @@ def plan_groups(
             return _verified(model, plans, small, seen)
         except Exception as error:  # of the host's own code, on layers that it does not know
             logger.debug("Verification fails: %s", error, exc_info=True)
+            kept.put_back()
         return _verified(model, those_that_run(model, plans, small), small, seen)
 
 

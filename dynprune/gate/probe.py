@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.host.trial import Snapshot, trial
 
 __all__ = ["Probe", "probe", "small_example"]
 
@@ -50,7 +51,8 @@ def small_example(model: nn.Module, example: Example) -> Example:
     args, kwargs = pytree.tree_map(cut, (example.args, dict(example.kwargs)))
     small = Example(args, kwargs).batched(2)
     try:
-        small.run(model)
+        with trial(model):
+            small.run(model)
     except Exception as error:  # any model may refuse another size, in its own words
         logger.debug("The model does not run on %d pixels: %s", SMALL, error)
         return example.batched(2)
@@ -72,6 +74,7 @@ def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> 
         _mix, (example.args, dict(example.kwargs)), (other.args, dict(other.kwargs))
     )
     seen: list[dict[str, Tensor]] = []
+    kept = Snapshot(model)
     for call in (example, Example(*mixed)):
         inputs: dict[str, Tensor] = {}
         result.calls.clear()
@@ -87,6 +90,7 @@ def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> 
         finally:
             for handle in handles:
                 handle.remove()
+            kept.put_back()
         seen.append(inputs)
     for group in groups:
         first, *others = _layers(group)

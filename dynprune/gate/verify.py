@@ -18,6 +18,7 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import Execution
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
 from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
+from dynprune.host.trial import Snapshot
 
 __all__ = ["verify"]
 
@@ -144,6 +145,7 @@ class _Trial:
     ) -> None:
         self.model, self.module, self.plans = model, module, list(plans)
         self.call = (args, dict(kwargs))
+        self.kept = Snapshot(module)
         self.tolerance = 0.0
         every = gates(model)
         self.gates = {plan.group.name: every[plan.group.name] for plan in plans}
@@ -354,6 +356,7 @@ class _Trial:
             for gate in self.gates.values():
                 gate.narrow_heads(())
                 gate.verified = "masked"
+            self.kept.put_back()
         return [*tensors_of(output), *(made.get(reader) for reader in readers)]
 
     def _agrees(self, run: Callable[[], Results], reference: Results) -> bool:

@@ -37,14 +37,18 @@ def causal_modules(
     if not cases or not any(group.kind in ("qk", "v") for group in groups):
         return frozenset()
     causal: set[str] = set()
-    with at_inference(model):
+    with at_inference(model) as kept:
         base = _inputs_of(model, names, _unmasked(example))
         for leaf, axis in cases:
             calls = [_changed(model, example, leaf, axis, late) for late in (False, True)]
+            reached = []
             try:
-                early, late = (_reach(base, _inputs_of(model, names, call)) for call in calls)
+                for call in calls:
+                    kept.put_back()
+                    reached.append(_reach(base, _inputs_of(model, names, call)))
             except (IndexError, RuntimeError, ValueError):
                 continue  # No sequence: a changed value is not one that the model takes.
+            early, late = reached
             touched = {name for name in base if early[name] > 0}
             found = {name for name in touched if early[name] == 1 and 0 < late[name] < 1}
             if found:

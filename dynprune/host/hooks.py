@@ -1,5 +1,7 @@
 """Hand a module's hooks over to what replaces it, and name what cannot be handed over."""
 
+from typing import TypeVar
+
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
@@ -7,10 +9,12 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["HOOKS", "hand_over", "hooked_within", "why_irreplaceable"]
+__all__ = ["HOOKS", "hand_over", "hooked_within", "why_irreplaceable", "without_hooks"]
 
 HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes in which every module keeps its hooks: of calls, of gradients, of state dicts."""
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 _CALLED = tuple(name for name in HOOKS if "state_dict" not in name)
 _QUANTISED = ("torch.ao.", "torch.nn.quantized", "bitsandbytes", "torchao", "optimum.quanto")
@@ -32,6 +36,13 @@ def hooked_within(module: nn.Module) -> str | None:
         if name and any(vars(child)[hooks] for hooks in _CALLED):
             return name
     return None
+
+
+def without_hooks(copied: ModuleT) -> ModuleT:
+    """Take every hook off a copy and its submodules, in place: it runs to be compared."""
+    for module in copied.modules():
+        vars(module).update({name: vars(nn.Module())[name] for name in HOOKS})
+    return copied
 
 
 def why_irreplaceable(module: nn.Module) -> str | None:
@@ -69,9 +80,9 @@ def _why_no_numbers(module: nn.Module) -> str | None:
     quantised = f"is quantised ({kind.__name__}); gate the model first and quantise afterwards"
     if kind.__module__.startswith(_QUANTISED):
         return quantised
+    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+        return "has no weights yet; run the model once first"
     for parameter in module.parameters(recurse=False):
-        if is_lazy(parameter):
-            return "has no weights yet; run the model once first"
         if parameter.is_meta:
             return "has its weights on the meta device; load them first"
         data = type(parameter.data)

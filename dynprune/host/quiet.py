@@ -16,7 +16,7 @@ __all__ = ["without_logs", "without_stderr", "without_warnings"]
 
 
 class _Here(type):
-    """Make every warning's category a subclass of this class's, in the threads that asked for it."""
+    """Make every category a subclass of this class's, in the threads that asked for it."""
 
     def __subclasscheck__(cls, _: type) -> bool:
         return getattr(_silenced, "depth", 0) > 0
@@ -104,14 +104,14 @@ def without_stderr() -> Iterator[None]:
     """Drop what this thread writes to `sys.stderr`; the stream is the process's own in the end."""
     here = threading.get_ident()
     with _lock:
-        stream: Any = sys.stderr
-        if not isinstance(stream, _OwnThreadDropped):
-            stream = sys.stderr = _OwnThreadDropped(stream)  # type: ignore[assignment]
+        found: Any = sys.stderr
+        stream = found if isinstance(found, _OwnThreadDropped) else _OwnThreadDropped(found)
+        setattr(sys, "stderr", stream)  # noqa: B010
         stream.threads.append(here)
     try:
         yield
     finally:
         with _lock:
             stream.threads.remove(here)
-            if not stream.threads and sys.stderr is stream:
+            if not stream.threads and vars(sys)["stderr"] is stream:
                 sys.stderr = stream.stream

@@ -9,6 +9,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -18,16 +19,17 @@ from torch import Tensor, nn
 
 from dynprune.host.chance import RandomState
 
-__all__ = ["OWN_MARK", "STRUCTURE", "Snapshot", "trial"]
+__all__ = ["OWN_MARK", "Snapshot", "trial"]
 
 OWN_MARK = "_dynprune"
 """How the attributes begin that dynprune itself keeps on a model."""
 
-STRUCTURE = frozenset({"_modules", *(name for name in vars(nn.Module()) if "hook" in name)})
-"""Attributes of every module that hold its children and its hooks: no forward pass changes them."""
+_HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hook" in name and value == {})
+_STRUCTURE = frozenset({"_modules", "_is_full_backward_hook", *_HOOKS})
 
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), range, slice, type(...))
 _OPAQUE = (type, ModuleType, FunctionType, MethodType, torch.dtype, torch.device, torch.Size)
+_FIXED = (*_ATOMS, *_OPAQUE)
 _FOREIGN_ROOTS = frozenset({*sys.stdlib_module_names, "torch", "numpy", "dynprune"})
 
 Undo = Callable[[], None]
@@ -38,10 +40,11 @@ class Snapshot:
 
     Kept are, for every module, registered or held in an attribute, that is not dynprune's own:
     all its plain attributes, and what lies in them (lists, dicts, sets, arrays, tensors, generators
-    of random numbers, objects with attributes), buffers with their values, and which parameters
-    stand where, with their memory, gradients and flags. Values of parameters are not copied but
-    where torch itself writes them in a forward pass (an embedding's ``max_norm``). Children and
-    hooks are not looked at, so that layers may be replaced meanwhile.
+    of random numbers, objects with attributes), hooks that its own code registers, buffers with
+    their values, and which parameters stand where, with their memory, gradients and flags. Values
+    of parameters are not copied but where torch itself writes them in a forward pass (an
+    embedding's ``max_norm``). Children are not looked at, so that layers may be replaced meanwhile,
+    nor are dynprune's own hooks.
 
     Args:
         model: whose state is kept.
@@ -64,7 +67,7 @@ class Snapshot:
         waiting = [value]
         while waiting:
             item = waiting.pop()
-            if isinstance(item, _ATOMS) or isinstance(item, _OPAQUE) or id(item) in self._seen:
+            if isinstance(item, _FIXED) or id(item) in self._seen:
                 continue
             self._seen[id(item)] = item
             undo, inside = _kept(item)
@@ -122,9 +125,10 @@ def _module(module: nn.Module) -> tuple[Undo | None, list[Any]]:
     inside = [v for k, v in values.items() if k not in ("_parameters", "_buffers")]
     parameters, buffers = module._parameters, module._buffers
     inside += [*parameters.values(), *buffers.values()]
-    writes = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
-    value = module.weight.detach().clone() if writes else None
-    tables = [(table, dict(table)) for table in (parameters, buffers)]
+    tables: list[tuple[Any, dict[str, Any]]] = [(t, dict(t)) for t in (parameters, buffers)]
+    hooks = [(table, dict(table)) for table in (vars(module)[name] for name in _HOOKS)]
+    weight = _normalised_in_use(module)
+    value = None if weight is None else weight.detach().clone()
 
     def undo() -> None:
         _put_attributes(module, values)
@@ -132,15 +136,24 @@ def _module(module: nn.Module) -> tuple[Undo | None, list[Any]]:
             if not _same(table, before):
                 table.clear()
                 table.update(before)
-        if value is not None and not torch.equal(module.weight, value):
-            module.weight.copy_(value)
+        if any(table.keys() != before.keys() for table, before in hooks):
+            _put_hooks(hooks)
+        if weight is not None and value is not None and not torch.equal(weight, value):
+            weight.copy_(value)
 
     return undo, inside
 
 
+def _normalised_in_use(module: nn.Module) -> Tensor | None:
+    """Return the weight that torch itself writes while the module runs, or None."""
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+        return module.weight
+    return None
+
+
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return the attributes of a module that its own code may change."""
-    return {k: v for k, v in attributes.items() if k not in STRUCTURE and k[:9] != OWN_MARK}
+    return {k: v for k, v in attributes.items() if k not in _STRUCTURE and k[:9] != OWN_MARK}
 
 
 def _put_attributes(owner: Any, before: dict[str, Any]) -> None:
@@ -150,6 +163,24 @@ def _put_attributes(owner: Any, before: dict[str, Any]) -> None:
     for name, value in before.items():
         if name not in attributes or attributes[name] is not value:
             attributes[name] = value
+
+
+def _put_hooks(hooks: list[tuple[dict[int, Any], dict[int, Any]]]) -> None:
+    """Take off the hooks that a module's own code registered, and register those it took off."""
+    pairs = [pair for table, before in hooks for pair in (*table.items(), *before.items())]
+    ours = {key for key, hook in pairs if _is_ours(hook)}
+    for table, before in hooks:
+        now = dict(table)
+        kept = {k: v for k, v in before.items() if k not in ours or k in now}
+        kept |= {k: v for k, v in now.items() if k in ours}
+        table.clear()
+        table.update(kept)
+
+
+def _is_ours(hook: Any) -> bool:
+    function = hook.func if isinstance(hook, partial) else hook
+    where = getattr(function, "__module__", None) or type(function).__module__
+    return where.startswith("dynprune.")
 
 
 def _object(item: Any) -> tuple[Undo | None, list[Any]]:
@@ -288,15 +319,16 @@ def _is_view(tensor: Tensor, memory: Tensor) -> bool:
 def _generator(item: Any) -> Undo | None:
     """Keep the state of a generator of random numbers that a module holds."""
     if isinstance(item, torch.Generator):
-        state = item.get_state()
-        return lambda: item.set_state(state) and None
+        return partial(_set_state, item, item.get_state())
     if isinstance(item, random.Random):
-        drawn = item.getstate()
-        return lambda: item.setstate(drawn)
+        return partial(item.setstate, item.getstate())
     if isinstance(item, np.random.Generator):
-        bits, inner = item.bit_generator, item.bit_generator.state
-        return lambda: setattr(bits, "state", inner)
+        bits = item.bit_generator
+        return partial(setattr, bits, "state", bits.state)
     if isinstance(item, np.random.RandomState):
-        old = item.get_state(legacy=False)
-        return lambda: item.set_state(old)
+        return partial(item.set_state, item.get_state())
     return None
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)

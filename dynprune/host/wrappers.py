@@ -1,8 +1,5 @@
 """Find the model inside what wraps it for several devices or a compiler, or say what to do."""
 
-from collections.abc import Iterator
-from itertools import islice
-
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parameter import is_lazy
@@ -46,9 +43,9 @@ def check_whole(model: nn.Module) -> None:
         bases = {base.__name__: base.__module__ for base in type(module).__mro__}
         if _SHARDED in bases or _SHARDED_IN_PLACE in bases:
             raise UsageError(
-                f"{place} is sharded by FSDP, so no process holds its weights whole. Gate the model "
-                "before it is sharded; to save, gather its full state dict into the gated model "
-                "that you sharded, and save that."
+                f"{place} is sharded by FSDP, so no process holds its weights whole. Gate the "
+                "model before it is sharded; to save, gather its full state dict into the gated "
+                "model that you sharded, and save that."
             )
         if any(package.partition(".")[0] == "deepspeed" for package in bases.values()):
             raise UsageError(
@@ -61,21 +58,15 @@ def check_whole(model: nn.Module) -> None:
                 "model.merge_and_unload()) and pass the merged model; or pass the model without "
                 "them (model.unload())."
             )
-    if lazy := list(islice(_named(model, "lazy"), 3)):
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
         raise UsageError(
-            f"{kind} has parameters that get their shapes in the first call ({', '.join(lazy)}): "
-            "run it once before it is gated."
+            f"{kind} has parameters that get their shapes in the first call "
+            f"({', '.join(lazy[:3])}): run it once before it is gated."
         )
-    if absent := list(islice(_named(model, "meta"), 3)):
+    absent = [name for name, p in model.named_parameters() if p.is_meta]
+    if absent:
         raise UsageError(
-            f"{kind} has parameters on the meta device ({', '.join(absent)}): their numbers are "
-            "not in memory. Load the whole model onto one device first, with no offloading."
+            f"{kind} has parameters on the meta device ({', '.join(absent[:3])}): their numbers "
+            "are not in memory. Load the whole model onto one device first, with no offloading."
         )
-
-
-def _named(model: nn.Module, what: str) -> Iterator[str]:
-    for name, parameter in model.named_parameters():
-        if what == "lazy" and is_lazy(parameter):
-            yield name
-        elif what == "meta" and not is_lazy(parameter) and parameter.is_meta:
-            yield name

@@ -67,13 +67,14 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
     """
     tallies = {name: _Tally() for name in gates(model)}
     summaries: dict[str, Tensor] = {}
-    with at_inference(model), dense_function(model), ExitStack() as stack:
+    with at_inference(model) as own, dense_function(model), ExitStack() as stack:
         for name, gate in gates(model).items():
             gate.state.summaries = []
             stack.enter_context(_watch(model, gate, tallies[name]))
         count = 0
         for call in calls:
             call.run(model)
+            own.put_back()
             count += 1
         for name, gate in gates(model).items():
             summaries[name] = torch.cat(gate.state.summaries or [torch.empty(0)])

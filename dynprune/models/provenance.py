@@ -23,6 +23,9 @@ class Provenance:
         classes: names of its classes; empty where it has none.
         rewrites: made and refused.
         recipe: the resolved recipe as YAML, or None.
+        refitted: layers whose weights were refitted in closed form.
+        steps: optimizer steps of its training, where it was loaded and they are known.
+        from_files: whether it was loaded from files that dynprune wrote.
     """
 
     source: ModelSource
@@ -31,6 +34,9 @@ class Provenance:
     classes: tuple[str, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     recipe: str | None = None
+    refitted: int = 0
+    steps: int = 0
+    from_files: bool = False
 
 
 def set_provenance(model: nn.Module, provenance: Provenance) -> None:

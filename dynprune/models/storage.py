@@ -2,8 +2,6 @@
 
 import json
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -93,13 +91,15 @@ def write_model(
         "rewrites": [record.to_json() for record in provenance.rewrites],
         "groups": [plan.to_json() for plan in plans],
         "prune_ratios": {name: gate.prune_ratio for name, gate in gates(model).items()},
+        "refitted": provenance.refitted,
+        "steps": steps or provenance.steps,
         **_types(model),
         "versions": _versions(),
     }
     save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
     _write_json(directory / MANIFEST, manifest)
-    _write_json(directory / "environment.json", {**environment(), "command": _command()})
+    _write_json(directory / "environment.json", environment())
     if provenance.source.kind == "transformers":
         config = {"architectures": [provenance.source.architecture]}
         _write_json(directory / "config.json", {**(provenance.source.config or {}), **config})
@@ -204,11 +204,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _command() -> str:
-    """Give the command line of this process, so that a result says how it was made."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
 def _versions() -> dict[str, str]:
     found = {}
     for package in ("dynprune", "torch", "transformers", "safetensors"):
@@ -228,6 +223,9 @@ def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance
         classes=tuple(str(name) for name in manifest["classes"]),
         rewrites=tuple(Rewrite.from_json(record) for record in manifest["rewrites"]),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        refitted=int(manifest.get("refitted", 0)),
+        steps=int(manifest.get("steps", 0)),
+        from_files=True,
     )
 
 

@@ -16,6 +16,7 @@ from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.topr import keep_mask, top_r
 from dynprune.host.modes import at_inference
 from dynprune.measure.moments import dense_function
+from dynprune.rewrite.overwritten import overwriting
 
 __all__ = ["refit_consumers"]
 
@@ -74,18 +75,20 @@ def refit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float 
     sums = {layer: _empty(gate) for layer, gate in readers.items()}
     kept = {gate: gate.kept for gate in readers.values()}
     count = 0
-    with at_inference(model), torch.no_grad(), dense_function(model), ExitStack() as stack:
+    with at_inference(model) as own, dense_function(model), ExitStack() as stack:
         for layer, gate in readers.items():
             gate.state.summaries = []
             stack.enter_context(_watch(layer, gate, kept[gate], sums[layer]))
         for call in calls:
             call.run(model)
+            own.put_back()
             count += 1
             for gate in kept:
                 gate.state.summaries = []
     if not count:
         raise UsageError("Refitting needs at least one input, got none.")
-    with torch.no_grad():
+    weights = [p for layer in readers for p in (layer.weight, layer.bias) if p is not None]
+    with torch.no_grad(), overwriting(model, weights):
         for layer, gate in readers.items():
             _solve(layer, gate, sums[layer], ridge)
     return len(readers)
