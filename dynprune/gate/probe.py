@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.host.chance import seeded
 from dynprune.host.trial import Snapshot, trial
 
 __all__ = ["Probe", "probe", "small_example"]
@@ -84,8 +85,7 @@ def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> 
             if name in watched:
                 handles.append(module.register_forward_pre_hook(_keeper(inputs, name)))
         try:
-            with torch.random.fork_rng(devices=[]):  # chance falls alike in both runs
-                torch.manual_seed(0)
+            with seeded(0):  # chance falls alike in both runs
                 call.run(model)
         finally:
             for handle in handles:

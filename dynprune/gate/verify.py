@@ -17,6 +17,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import Execution
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
+from dynprune.host.chance import seeded
 from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
 from dynprune.host.trial import Snapshot
 
@@ -347,8 +348,7 @@ class _Trial:
         handles = [reader.register_forward_hook(keep) for reader in readers]
         try:
             args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.call)
-            with torch.random.fork_rng(devices=[]):  # chance falls alike in every run
-                torch.manual_seed(0)
+            with seeded(0):  # chance falls alike in every run
                 output = self.module.forward(*args, **kwargs)
         finally:
             for handle in handles:

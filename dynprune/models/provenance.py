@@ -1,13 +1,17 @@
 """Where a model came from and what was done to it, kept on the model so that it can be saved."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
 
-__all__ = ["Provenance", "provenance_of", "set_provenance"]
+__all__ = ["Provenance", "provenance_of", "set_provenance", "without_place"]
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 ATTRIBUTE = "_dynprune_provenance"
 
@@ -37,6 +41,23 @@ class Provenance:
     refitted: int = 0
     steps: int = 0
     from_files: bool = False
+
+
+def without_place(name: str) -> str:
+    """Return what a user called a model without where it lay: no path goes into what is written.
+
+    A hub's ``owner/name`` stays, and of ``module:factory@DIRECTORY`` the directory's own name.
+
+    Example:
+        >>> without_place("/home/somebody/models/teacher")
+        'teacher'
+    """
+    factory, at, place = name.rpartition("@")
+    if at and ":" in factory:
+        return f"{factory}@{without_place(place)}"
+    if _HUB_NAME.fullmatch(name) and not Path(name).exists():
+        return name
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
 
 
 def set_provenance(model: nn.Module, provenance: Provenance) -> None:

@@ -20,7 +20,7 @@ from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
 from dynprune.models.manifest import MANIFEST, SCHEMA, read_manifest
-from dynprune.models.provenance import Provenance, provenance_of, set_provenance
+from dynprune.models.provenance import Provenance, provenance_of, set_provenance, without_place
 from dynprune.models.source import ModelSource, build
 from dynprune.rewrite import Rewrite, reapply
 
@@ -84,7 +84,7 @@ def write_model(
     plans = attached(model).plans if is_gated(model) else ()
     manifest = {
         "schema": SCHEMA,
-        "name": provenance.name,
+        "name": without_place(provenance.name),
         "source": provenance.source.to_json(),
         "input": list(provenance.input_shape),
         "classes": list(provenance.classes),

@@ -15,6 +15,7 @@ from dynprune.example import Example
 from dynprune.gate import GroupPlan, attached, inject, is_gated, plan_groups, remove
 from dynprune.graph import Grouping, find_groups
 from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
+from dynprune.models.provenance import without_place
 from dynprune.pipeline.arguments import gate_configs, picture_arguments
 from dynprune.planning.calibrate import calibrate, start_from_weights
 from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
@@ -93,11 +94,19 @@ def apply_recipe(
             input_shape=tuple(loaded.example.tensors[0].shape),
             classes=loaded.classes,
             rewrites=tuple(rewrites),
-            recipe=dump_recipe(recipe),
+            recipe=dump_recipe(_without_places(recipe)),
             refitted=refitted,
         ),
     )
     return model.eval()
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """Return the recipe as it may be written beside a model: no path of this machine is in it."""
+    if recipe.model is None or recipe.model.weights is None:
+        return recipe
+    weights = without_place(recipe.model.weights)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
 
 
 def _take_back(model: nn.Module, made: int = 0) -> None:
