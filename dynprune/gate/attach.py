@@ -18,6 +18,7 @@ from dynprune.gate.probe import Probe, probe, small_example
 from dynprune.gate.survive import those_that_run
 from dynprune.gate.verify import verify
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.host.hooks import hooks_of_calls, why_irreplaceable
 from dynprune.host.modes import at_inference
 from dynprune.host.outputs import close
 
@@ -104,7 +105,7 @@ def _first_plan(
 ) -> GroupPlan:
     group = plan.group
     if group.reason is not None:
-        return plan.refused(group.reason)
+        return plan.refused(_explained(model, group, group.reason))
     if group.name not in configs:
         return plan.refused(ignored)
     if group.causal and not allow_causal:
@@ -125,10 +126,24 @@ def _first_plan(
         try:
             if not channels.is_whole:
                 raise GateError(f"{channels.module} carries these neurons among others")
-            carry(model.get_submodule(channels.module), probe_gate)
+            carrier = model.get_submodule(channels.module)
+            if (fault := why_irreplaceable(carrier)) is not None:
+                raise GateError(f"{channels.module} {fault}")
+            carry(carrier, probe_gate)
         except GateError as error:
             return replace(plan, mode="scatter", reason=str(error).rstrip("."))
     return plan
+
+
+def _explained(model: nn.Module, group: NeuronGroup, reason: str) -> str:
+    """Return why a group cannot be gated in terms of what its user put on its layers, if so."""
+    for name in dict.fromkeys(group.modules):
+        module = model.get_submodule(name)
+        if (why := why_irreplaceable(module)) is not None:
+            return f"{name} {why}"
+        if (hooks := hooks_of_calls(module)) and name in reason:
+            return f"{reason}, with the hook {', '.join(hooks)} that is registered on it"
+    return reason
 
 
 def _fault(model: nn.Module, group: NeuronGroup) -> str | None:
@@ -141,15 +156,23 @@ def _fault(model: nn.Module, group: NeuronGroup) -> str | None:
         return f"{both[0]} both makes and reads these neurons"
     for channels in (*group.producers, *group.consumers):
         name = channels.module
+        module = model.get_submodule(name)
+        if (why := why_irreplaceable(module)) is not None:
+            return f"{name} {why}"
+        if not isinstance(getattr(module, "bias", None), nn.Parameter | None):
+            return f"{name} keeps its bias elsewhere than in a parameter"
         try:
-            module = model.get_submodule(name)
             plain = DynamicLinear.from_module(module)
-            maps = plain.weight.dim() - 2
-            shape = (2, plain.in_features, *[3] * maps) if maps else (2, 3, plain.in_features)
-            generator = torch.Generator().manual_seed(0)
-            x = torch.randn(shape, generator=generator).to(plain.weight)
-            if not close([module(x)], [plain(x)]):
-                return f"{name} computes something else than its weight and bias say"
+        except GateError as failure:
+            return f"{name} is no linear layer: {failure}".rstrip(".")
+        maps = plain.weight.dim() - 2
+        shape = (2, plain.in_features, *[3] * maps) if maps else (2, 3, plain.in_features)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(shape, generator=generator).to(plain.weight)
+        try:
+            found = module.forward(x)  # its hooks are not asked: they go with its place
         except Exception as failure:  # a foreign layer fails in its own words
             return f"{name} is no linear layer: {failure}".split("\n")[0].rstrip(".")
+        if not close([found], [plain(x)]):
+            return f"{name} computes something else than its weight and bias say"
     return None

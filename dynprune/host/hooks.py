@@ -9,7 +9,14 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["HOOKS", "hand_over", "hooked_within", "why_irreplaceable", "without_hooks"]
+__all__ = [
+    "HOOKS",
+    "hand_over",
+    "hooked_within",
+    "hooks_of_calls",
+    "why_irreplaceable",
+    "without_hooks",
+]
 
 HOOKS = tuple(name for name in vars(nn.Module()) if "hook" in name)
 """Attributes in which every module keeps its hooks: of calls, of gradients, of state dicts."""
@@ -28,6 +35,12 @@ def hand_over(old: nn.Module, new: nn.Module) -> None:
     """
     for name in HOOKS:
         vars(old)[name], vars(new)[name] = vars(new)[name], vars(old)[name]
+
+
+def hooks_of_calls(module: nn.Module) -> list[str]:
+    """Name the functions that are called before and after each call of a module itself."""
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooks]
 
 
 def hooked_within(module: nn.Module) -> str | None:

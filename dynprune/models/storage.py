@@ -19,7 +19,7 @@ from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
-from dynprune.models.manifest import MANIFEST, SCHEMA, read_manifest
+from dynprune.models.manifest import MANIFEST, SCHEMA, is_as_written, read_manifest, sealed
 from dynprune.models.provenance import Provenance, provenance_of, set_provenance, without_place
 from dynprune.models.source import ModelSource, build
 from dynprune.rewrite import Rewrite, reapply
@@ -98,7 +98,7 @@ def write_model(
     }
     save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
-    _write_json(directory / MANIFEST, manifest)
+    _write_json(directory / MANIFEST, sealed(manifest))
     _write_json(directory / "environment.json", environment())
     if provenance.source.kind == "transformers":
         config = {"architectures": [provenance.source.architecture]}
@@ -145,16 +145,9 @@ def load(
         _give_types(model, str(manifest["dtype"]), manifest.get("dtypes", {}))
     except InputError as error:
         raise InputError(f"{directory / MANIFEST}: {error}") from error
-    except (
-        DynpruneError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:
+        if is_as_written(manifest) and not isinstance(error, DynpruneError):
+            raise  # nobody changed what we wrote, so this is a fault of ours
         raise InputError(
             f"{directory / MANIFEST} does not describe a model that can be built: "
             f"{type(error).__name__}: {first_line(error)}. Write it again with dynprune apply."
