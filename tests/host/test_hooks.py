@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 import dynprune
-from dynprune.gate import is_gated
+from dynprune.gate import gates, is_gated
 from dynprune.host.hooks import HOOKS, hand_over, hooked_within, why_irreplaceable, without_hooks
 
 
@@ -69,6 +69,7 @@ def exercise(model, x):
     model.load_state_dict(model.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
 def test_every_hook_of_every_replaced_layer_is_called_once_as_before(x, recipe):
     model, seen = Block().eval(), []
     for name in LAYERS:
@@ -100,16 +101,23 @@ def test_a_hook_sees_the_layer_in_its_place_and_what_it_gave(x, recipe):
 
 
 def test_a_hook_that_changes_the_output_counts(x, recipe):
-    model = Block().eval()
-    model.fc2.register_forward_hook(lambda _layer, _args, out: out * 2)
+    model = nn.Sequential(Block(), nn.Conv2d(8, 32, 1), nn.ReLU(), nn.Conv2d(32, 8, 1)).eval()
+
+    def doubled(_layer, _args, out):
+        return out * 2
+
+    model[0].fc2.register_forward_hook(doubled)
     with torch.no_grad():
         expected = model(x)
-        gated(model, x, recipe)
-        for gate in dynprune.gate.gates(model).values():
+        reasons = [plan.reason for plan in dynprune.inspect(model, x).plans]
+        assert any("doubled that is registered on it" in (reason or "") for reason in reasons)
+        dynprune.apply(model, x, recipe)
+        for gate in gates(model).values():
             gate.set_prune_ratio(0.0)
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout contract")
 def test_a_handle_removes_its_hook_wherever_it_is(x, recipe):
     model, seen = Block().eval(), []
     handles = [h for name in LAYERS for h in hang(model.get_submodule(name), seen, name)]

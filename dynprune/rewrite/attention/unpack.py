@@ -185,7 +185,7 @@ def _largest_error(source: nn.MultiheadAttention, call: Call) -> float:
     Returns:
         The largest relative error of outputs and weights.
     """
-    source = without_hooks(copy.deepcopy(source)).float()
+    source = without_hooks(copy.deepcopy(source)).float().eval()
     unpacked = UnpackedAttention(source)
     worst = 0.0
     with at_inference(source):
