@@ -73,19 +73,6 @@ ELSEWHERE = {
     "dynprune/rewrite/record.py": "tests/rewrite/test_surgery.py writes and reads records",
 }
 
-# Test files that import from another one today. The set shrinks.
-LEANING = {
-    "tests/data/test_segmentation.py",
-    "tests/export/test_openvino.py",
-    "tests/gate/test_layout.py",
-    "tests/gate/test_survive.py",
-    "tests/graph/test_adversaries.py",
-    "tests/pipeline/test_apply.py",
-    "tests/planning/test_removal.py",
-    "tests/rewrite/test_memory.py",
-    "tests/rewrite/test_narrow.py",
-}
-
 
 def files(*folders):
     found = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
@@ -116,5 +103,4 @@ def test_a_test_file_imports_no_other_one(path):
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     named = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     named += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-    leans = any(name.rpartition(".")[2].startswith("test_") for name in named)
-    assert leans == (path.as_posix() in LEANING)
+    assert not [name for name in named if name.rpartition(".")[2].startswith("test_")]

@@ -5,15 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError, UsageError
 from dynprune.gate.attention import narrow
+from dynprune.gate.call import Scope
 from dynprune.gate.carriers import carry
-from dynprune.gate.instances import CallRecorder
+from dynprune.gate.compensation import settle_means
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
+from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import Channels
 from dynprune.host.chance import seeded
 from dynprune.host.fused_paths import ClosedPath, close_fused_paths, open_fused_paths
@@ -34,8 +35,7 @@ class Attachment:
     Attributes:
         plans: every group that was considered, with its mode.
         originals: the modules that were replaced, by name.
-        call: the recorder of each call's instances and padding.
-        hook: its handle.
+        scope: notes the calls of the model's modules.
         replacements: what stands in their places.
         strides: of parameters that were laid out anew, as they were.
         closed: torch's fused layers that would read past the gates.
@@ -44,8 +44,7 @@ class Attachment:
 
     plans: tuple[GroupPlan, ...]
     originals: dict[str, nn.Module] = field(default_factory=dict)
-    call: CallRecorder = field(default_factory=CallRecorder)
-    hook: RemovableHandle | None = None
+    scope: Scope = field(default_factory=Scope)
     replacements: dict[str, nn.Module] = field(default_factory=dict)
     strides: list[tuple[nn.Parameter, tuple[int, ...]]] = field(default_factory=list)
     closed: tuple[ClosedPath, ...] = ()
@@ -102,7 +101,7 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
         raise UsageError("The model is gated already: call dynprune.restore first.")
     record = Attachment(tuple(plans), made=count_made(model))
     with seeded(seed):
-        replacements = _build(model, gated(plans), record.call)
+        replacements = _build(model, gated(plans), record.scope)
     record.originals = {name: model.get_submodule(name) for name in replacements}
     record.replacements = replacements
     for name, new in replacements.items():
@@ -129,7 +128,8 @@ def _put_in(model: nn.Module, record: Attachment) -> None:
             record.strides.append((new.weight, new.weight.stride()))
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
-    record.hook = model.register_forward_pre_hook(record.call, with_kwargs=True)
+    for path in _hosts(gated(plans)):
+        record.scope.watch(model.get_submodule(path), path)
     by_name = gates(model)
     for plan in gated(plans):
         gate = by_name[plan.group.name]
@@ -148,25 +148,26 @@ def remove(model: nn.Module) -> nn.Module:
     for gate in gates(model).values():
         gate.narrow_heads(())
     back = {record.replacements[name]: old for name, old in record.originals.items()}
+    settle_means(model)
     for parameter, stride in record.strides:
         parameter.data = laid_out(parameter.detach(), stride)
     for new, old in back.items():
         for name, parameter in new.named_parameters(recurse=False):
             if name in old._parameters:  # it may have been loaded by assignment
                 old._parameters[name] = parameter
+        bias = new._parameters.get("bias")
+        if bias is not None and getattr(old, "bias", None) is None:
+            old.register_parameter("bias", bias)
         old.train(new.training)
         hand_over(new, old)
     replace_everywhere(model, back)
     open_fused_paths(record.closed)
-    if record.hook is not None:
-        record.hook.remove()
+    record.scope.close()
     delattr(model, ATTRIBUTE)
     return model
 
 
-def _build(
-    model: nn.Module, plans: Sequence[GroupPlan], call: CallRecorder
-) -> dict[str, nn.Module]:
+def _build(model: nn.Module, plans: Sequence[GroupPlan], scope: Scope) -> dict[str, nn.Module]:
     """Make the new layers without touching the model."""
     linears: dict[str, DynamicLinear] = {}
     carriers: dict[str, nn.Module] = {}
@@ -187,21 +188,22 @@ def _build(
             group.neurons,
             group.heads,
             config=plan.config,
+            scope=scope,
             layout=plan.layout,
             device=owner.weight.device,
             dtype=owner.weight.dtype,
         )
-        gate.call = call
         gate.train(owner.training)
         again = f"_{len(owner.gates)}" if group.kind in owner.gates else ""
         owner.gates[group.kind + again] = gate
         for position, channels in enumerate(group.producers):
             last = position == len(group.producers) - 1
             index = None if channels.is_whole else channels.index
-            linear(channels).add_port("makes", gate, index, group.kind == "qk" and last)
+            value = group.kind == "qk" and last
+            linear(channels).bind("makes", gate, index, carries_value=value)
         for channels in group.consumers:
             index = None if channels.is_whole else channels.index
-            linear(channels).add_port("reads", gate, index, True)
+            linear(channels).bind("reads", gate, index, carries_value=True)
         if plan.mode == "compact":
             for channels in group.carriers:
                 if not channels.is_whole:
@@ -209,6 +211,20 @@ def _build(
                 source = _submodule(model, channels.module)
                 carriers[channels.module] = carry(source, gate)
     return {**linears, **carriers}
+
+
+def _hosts(plans: Sequence[GroupPlan]) -> list[str]:
+    """Name the modules that hold whole groups, outermost first; the model itself is "".
+
+    A call of any of them is complete: its gates run before what reads their neurons.
+    """
+    paths = {""}
+    for plan in plans:
+        path = ancestor(plan.group)
+        while path:
+            paths.add(path)
+            path = path.rpartition(".")[0]
+    return sorted(paths)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

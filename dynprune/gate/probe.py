@@ -14,6 +14,7 @@ from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
 from dynprune.host.chance import seeded
+from dynprune.host.failures import reraise_ours
 from dynprune.host.trial import Snapshot, trial
 
 __all__ = ["Probe", "probe", "small_example"]
@@ -55,6 +56,7 @@ def small_example(model: nn.Module, example: Example) -> Example:
         with trial(model):
             small.run(model)
     except Exception as error:  # any model may refuse another size, in its own words
+        reraise_ours(error)
         logger.debug("The model does not run on %d pixels: %s", SMALL, error)
         return example.batched(2)
     return small

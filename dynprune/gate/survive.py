@@ -8,6 +8,7 @@ from torch import nn
 from dynprune.example import Example
 from dynprune.gate.inject import gates, inject, remove
 from dynprune.gate.plan import GroupPlan, gated
+from dynprune.host.failures import reraise_ours
 from dynprune.host.trial import trial
 
 __all__ = ["those_that_run"]
@@ -61,6 +62,7 @@ def _failure(model: nn.Module, plans: Sequence[GroupPlan], example: Example) -> 
         with trial(model):
             example.run(model)
     except Exception as error:  # the host's own code, in its own words
+        reraise_ours(error)
         logger.debug("The model fails with gates in place: %s", error, exc_info=True)
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         return f"the model fails with a gated layer in its place: {line}"

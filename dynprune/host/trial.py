@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from dynprune.host.chance import RandomState
 
@@ -119,7 +120,7 @@ def _kept(item: Any) -> tuple[Undo | None, list[Any]]:
 
 
 def _module(module: nn.Module) -> tuple[Undo | None, list[Any]]:
-    if type(module).__module__.startswith("dynprune."):
+    if type(module).__module__.startswith("dynprune.") or isinstance(module, ScriptModule):
         return None, []
     values = _plain(vars(module))
     inside = [v for k, v in values.items() if k not in ("_parameters", "_buffers")]

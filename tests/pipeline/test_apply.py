@@ -10,7 +10,7 @@ from dynprune.models import LoadedModel, source_of
 from dynprune.models.storage import load, save
 from dynprune.pipeline import apply_recipe
 from dynprune.recipe import load_recipe
-from tests.rewrite.test_surgery import image, segformer
+from tests.rewrite.heads import image, segformer
 
 CALLS = [Example((image(batch=1, seed=seed),)) for seed in range(6)]
 

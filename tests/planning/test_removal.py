@@ -11,8 +11,7 @@ from dynprune.models.storage import load, save
 from dynprune.pipeline import apply_recipe
 from dynprune.planning.removal import drop_dead
 from dynprune.recipe import load_recipe
-from tests.rewrite.test_narrow import hidden_layers, silence
-from tests.rewrite.test_surgery import image, segformer
+from tests.rewrite.heads import hidden_layers, image, segformer, silence
 
 SETTINGS = ["apply.drop_dead=true", "apply.gate.align=2", "sparsity.final=0.5"]
 
