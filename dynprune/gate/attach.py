@@ -84,7 +84,7 @@ def _verified(
         faults = padding_faults(model, example)
         verified = verify(model, plans, example, seen.calls)
     finally:
-        remove(model)
+        remove(model, untrained=True)
     return [
         plan.refused(faults[plan.group.name])
         if plan.group.name in faults and plan.mode != "refused"

@@ -110,7 +110,7 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
     try:
         _put_in(model, record)
     except BaseException:
-        remove(model)
+        remove(model, untrained=True)
         raise
     return record
 
@@ -138,8 +138,13 @@ def _put_in(model: nn.Module, record: Attachment) -> None:
         narrow(model, heads, [by_name[p.group.name] for p in gated(plans) if p.heads == heads])
 
 
-def remove(model: nn.Module) -> nn.Module:
+def remove(model: nn.Module, *, untrained: bool = False) -> nn.Module:
     """Take every gated layer out again, in place; the weights are those it has now.
+
+    Args:
+        model: gated.
+        untrained: its weights were trained no step since the gates were put in, so that nothing
+            is to be settled, whatever state they are left in.
 
     Returns:
         The model, with the modules that it had before.
@@ -148,7 +153,8 @@ def remove(model: nn.Module) -> nn.Module:
     for gate in gates(model).values():
         gate.narrow_heads(())
     back = {record.replacements[name]: old for name, old in record.originals.items()}
-    settle_means(model)
+    if not untrained:
+        settle_means(model)
     for parameter, stride in record.strides:
         parameter.data = laid_out(parameter.detach(), stride)
     for new, old in back.items():

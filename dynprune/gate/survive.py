@@ -67,5 +67,5 @@ def _failure(model: nn.Module, plans: Sequence[GroupPlan], example: Example) -> 
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         return f"the model fails with a gated layer in its place: {line}"
     finally:
-        remove(model)
+        remove(model, untrained=True)
     return None

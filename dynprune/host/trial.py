@@ -120,14 +120,16 @@ def _kept(item: Any) -> tuple[Undo | None, list[Any]]:
 
 
 def _module(module: nn.Module) -> tuple[Undo | None, list[Any]]:
-    if type(module).__module__.startswith("dynprune.") or isinstance(module, ScriptModule):
+    if isinstance(module, ScriptModule):
         return None, []
+    hooks = [(table, dict(table)) for table in (vars(module)[name] for name in _HOOKS)]
+    if type(module).__module__.startswith("dynprune."):
+        return partial(_put_hooks, hooks), []
     values = _plain(vars(module))
     inside = [v for k, v in values.items() if k not in ("_parameters", "_buffers")]
     parameters, buffers = module._parameters, module._buffers
     inside += [*parameters.values(), *buffers.values()]
     tables: list[tuple[Any, dict[str, Any]]] = [(t, dict(t)) for t in (parameters, buffers)]
-    hooks = [(table, dict(table)) for table in (vars(module)[name] for name in _HOOKS)]
     weight = _normalised_in_use(module)
     value = None if weight is None else weight.detach().clone()
 
@@ -137,8 +139,7 @@ def _module(module: nn.Module) -> tuple[Undo | None, list[Any]]:
             if not _same(table, before):
                 table.clear()
                 table.update(before)
-        if any(table.keys() != before.keys() for table, before in hooks):
-            _put_hooks(hooks)
+        _put_hooks(hooks)
         if weight is not None and value is not None and not torch.equal(weight, value):
             weight.copy_(value)
 
@@ -168,6 +169,8 @@ def _put_attributes(owner: Any, before: dict[str, Any]) -> None:
 
 def _put_hooks(hooks: list[tuple[dict[int, Any], dict[int, Any]]]) -> None:
     """Take off the hooks that a module's own code registered, and register those it took off."""
+    if all(table.keys() == before.keys() for table, before in hooks):
+        return
     pairs = [pair for table, before in hooks for pair in (*table.items(), *before.items())]
     ours = {key for key, hook in pairs if _is_ours(hook)}
     for table, before in hooks:

@@ -84,7 +84,7 @@ def apply_recipe(
                 "at zero. Give --data to calibrate."
             )
     except BaseException:
-        _take_back(model, made)
+        _take_back(model, made, untrained=True)
         raise
     set_provenance(
         model,
@@ -109,11 +109,11 @@ def _without_places(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
 
 
-def _take_back(model: nn.Module, made: int = 0) -> None:
+def _take_back(model: nn.Module, made: int = 0, *, untrained: bool = False) -> None:
     """Take gates and rewrites out of a model, the latest change first, in place."""
     if is_gated(model):
         undo(model, max(made, attached(model).made))  # what was refitted, while it is gated
-        remove(model)
+        remove(model, untrained=untrained)
     undo(model, made)
 
 

@@ -149,7 +149,7 @@ def distribute_by_sensitivity(
         calibrate(model, calls)
         effects = _effects(model, parts, calls[:SAMPLE])
     finally:
-        remove(model)
+        remove(model, untrained=True)
     options = [
         [Choice(kept, savings.of(part, kept), effect) for kept, effect in found]
         for part, found in zip(parts, effects, strict=True)

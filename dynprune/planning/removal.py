@@ -65,7 +65,7 @@ def drop_dead(
                 mean,
             )
     finally:
-        remove(model)
+        remove(model, untrained=True)
     records = []
     for name, (energy, mean) in found.items():
         shares = torch.tensor([PERCENTILES[0] / 100, 0.5, PERCENTILES[1] / 100])
