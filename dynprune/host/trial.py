@@ -90,8 +90,13 @@ def trial(model: nn.Module) -> Iterator[Snapshot]:
     try:
         yield kept
     finally:
-        kept.put_back()
-        chance.put_back()
+        try:
+            kept.put_back()
+        except BaseException:  # an interrupt in the middle of it
+            kept.put_back()
+            raise
+        finally:
+            chance.put_back()
 
 
 def _kept(item: Any) -> tuple[Undo | None, list[Any]]:

@@ -254,13 +254,14 @@ def _effects(
     """Give each part's sizes and the effect of each, all other parts whole."""
     by_name = gates(model)
     found = []
-    with at_inference(model) as own:
+    with at_inference(model):
 
         def outputs() -> list[list[Tensor]]:
             return [_output(model, call, own) for call in calls]
 
         set_execution(model, "masked")
         set_prune_ratio(model, 0.0)
+        own = Snapshot(model)
         dense = outputs()
         for part in parts:
             here = [by_name[plan.group.name] for plan in part]

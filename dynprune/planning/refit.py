@@ -18,6 +18,7 @@ from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.predictor import pool_tokens
 from dynprune.gate.topr import keep_mask, top_r
 from dynprune.host.modes import at_inference
+from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import dense_function
 from dynprune.rewrite.overwritten import overwriting
 
@@ -78,9 +79,10 @@ def refit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float 
     sums = {layer: _empty(gate) for layer, gate in readers.items()}
     kept = {gate: gate.kept for gate in readers.values()}
     count = 0
-    with at_inference(model) as own, dense_function(model), ExitStack() as stack:
+    with at_inference(model), dense_function(model), ExitStack() as stack:
         for layer, gate in readers.items():
             stack.enter_context(_watch(layer, gate, kept[gate], sums[layer]))
+        own = Snapshot(model)
         for call in calls:
             call.run(model)
             own.put_back()
