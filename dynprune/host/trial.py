@@ -28,6 +28,10 @@ OWN_MARK = "_dynprune"
 _HOOKS = tuple(name for name, value in vars(nn.Module()).items() if "hook" in name and value == {})
 _STRUCTURE = frozenset({"_modules", "_is_full_backward_hook", *_HOOKS})
 
+_INSTALLED = "_output_capturing_hooks_installed"
+"""How transformers marks a model on which it has registered hooks once and for good. Without them
+the first call takes a lock, which `torch.compile` of a whole graph does not follow."""
+
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), range, slice, type(...))
 _OPAQUE = (type, ModuleType, FunctionType, MethodType, torch.dtype, torch.device, torch.Size)
 _FIXED = (*_ATOMS, *_OPAQUE)
@@ -160,7 +164,8 @@ def _normalised_in_use(module: nn.Module) -> Tensor | None:
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
     """Return the attributes of a module that its own code may change."""
-    return {k: v for k, v in attributes.items() if k not in _STRUCTURE and k[:9] != OWN_MARK}
+    stay = {*_STRUCTURE, _INSTALLED}
+    return {k: v for k, v in attributes.items() if k not in stay and not k.startswith(OWN_MARK)}
 
 
 def _put_attributes(owner: Any, before: dict[str, Any]) -> None:
@@ -177,7 +182,7 @@ def _put_hooks(hooks: list[tuple[dict[int, Any], dict[int, Any]]]) -> None:
     if all(table.keys() == before.keys() for table, before in hooks):
         return
     pairs = [pair for table, before in hooks for pair in (*table.items(), *before.items())]
-    ours = {key for key, hook in pairs if _is_ours(hook)}
+    ours = {key for key, hook in pairs if _stays(hook)}
     for table, before in hooks:
         now = dict(table)
         kept = {k: v for k, v in before.items() if k not in ours or k in now}
@@ -186,10 +191,11 @@ def _put_hooks(hooks: list[tuple[dict[int, Any], dict[int, Any]]]) -> None:
         table.update(kept)
 
 
-def _is_ours(hook: Any) -> bool:
+def _stays(hook: Any) -> bool:
+    """Whether a hook is dynprune's own, or one that transformers registers once and for good."""
     function = hook.func if isinstance(hook, partial) else hook
     where = getattr(function, "__module__", None) or type(function).__module__
-    return where.startswith("dynprune.")
+    return where.startswith(("dynprune.", "transformers.utils.output_capturing"))
 
 
 def _object(item: Any) -> tuple[Undo | None, list[Any]]:
