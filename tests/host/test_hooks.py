@@ -259,3 +259,12 @@ def test_hooks_of_a_rewritten_module_are_called_with_its_own_arguments(recipe):
     seen.clear()
     model(torch.randn(2, 5, 16))
     assert seen == ["before", (3, 2)]
+
+
+def test_what_a_user_put_on_a_layer_is_read_on_what_replaces_it(x, recipe):
+    model = Block().eval()
+    tags = {name: {"rate": 0.1} for name in LAYERS}
+    for name in LAYERS:
+        model.get_submodule(name).tag = tags[name]
+    gated(model, x, recipe)
+    assert all(model.get_submodule(name).tag is tags[name] for name in LAYERS)
