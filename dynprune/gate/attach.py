@@ -12,7 +12,7 @@ from dynprune.example import Example
 from dynprune.gate.caches import modules_with_caches
 from dynprune.gate.carriers import carry
 from dynprune.gate.config import GateConfig
-from dynprune.gate.inject import Attachment, gates, inject, remove
+from dynprune.gate.inject import Attachment, gates, inject, is_gated, remove
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.padding_trial import padding_faults
@@ -129,6 +129,8 @@ def _first_plan(
         return plan.refused(ignored)
     if group.causal and not allow_causal:
         return plan.refused("a causal model's gate would see tokens of the future")
+    if (part := _gated_part(model, group)) is not None:
+        return plan.refused(f"it is in {part}, which is gated already")
     if (fault := _fault(model, group)) is not None:
         return plan.refused(fault)
     layout = seen.layouts.get(group.name, "its module did not run on the example")
@@ -149,6 +151,16 @@ def _first_plan(
         except GateError as error:
             return replace(plan, mode="scatter", reason=str(error).rstrip("."))
     return plan
+
+
+def _gated_part(model: nn.Module, group: NeuronGroup) -> str | None:
+    """Name the part of a model that has gates of its own and holds a layer of this group."""
+    for name in group.modules:
+        while name:
+            if is_gated(model.get_submodule(name)):
+                return name
+            name = name.rpartition(".")[0]
+    return None
 
 
 def _fault(model: nn.Module, group: NeuronGroup) -> str | None:

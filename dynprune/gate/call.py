@@ -8,20 +8,22 @@ traces the former alone; a forward pass never waits in its middle, so that both 
 """
 
 import inspect
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError
-from dynprune.gate.instances import InstanceLayout
+from dynprune.gate.frames import in_backward, is_running, lost_in_rerun
+from dynprune.gate.instances import InstanceLayout, batch_of, rows_of
 from dynprune.gate.padding import PaddingMask, masks_of, real_tokens
 from dynprune.gate.selection import GateOutput, Selection, threshold
 
@@ -92,6 +94,10 @@ class Call:
         masks: what may say which tokens are padding, as this module got it.
         selections: what the gates chose so far; one for all modules of the call.
         outer: the module around this one in the same call, or None.
+        known: masks that were read in the call.
+        rows: of the first tensor that this module got.
+        rerun: whether a backward pass makes the call: gradient checkpointing runs a part again.
+        frame: that calls the module; it tells a call that was interrupted. None where unknown.
     """
 
     scope: "Scope"
@@ -100,7 +106,10 @@ class Call:
     masks: tuple[PaddingMask, ...]
     selections: dict[GatedNeurons, Selection]
     outer: "Call | None" = None
-    known: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    known: list[tuple[PaddingMask, Tensor | None]] = field(default_factory=list)
+    rows: int | None = None
+    rerun: bool = False
+    frame: FrameType | None = None
 
     def selection(self, neurons: GatedNeurons) -> Selection:
         """Return what a gate chose in this call.
@@ -123,20 +132,49 @@ class Call:
         The mask is the one that the innermost module around the gate received; see
         `dynprune.gate.padding`.
         """
-        call: Call | None = self
-        while call is not None:
+        for call in self.chain():
             for mask in call.masks:
                 found = self._read(mask)
                 if found is not None and found.shape == tokens.shape[:2]:
+                    _learn(self.scope.bringing, call.path)
                     return found
-            call = call.outer
+        part = self.outermost()
+        if part.rerun and any(_holds(path, part.path) for path in self.scope.bringing):
+            raise lost_in_rerun(part.path, "the mask that says which tokens are padding")
         return None
+
+    def batch(self) -> int:
+        """Return the inputs in the call, for layers that see several rows of each.
+
+        Raises:
+            GateError: where a part of the model runs again that cannot know them.
+        """
+        part = self.outermost()
+        if part.rerun and part.path in self.scope.folding:
+            raise lost_in_rerun(part.path, "how many inputs its rows are of")
+        for call in self.chain():
+            if call.rows != self.instances:
+                _learn(self.scope.folding, call.path)
+        return self.instances
+
+    def chain(self) -> "tuple[Call, ...]":
+        """Return the modules that run in the call, this one first and the outermost last."""
+        calls: list[Call] = []
+        call: Call | None = self
+        while call is not None:
+            calls.append(call)
+            call = call.outer
+        return tuple(calls)
+
+    def outermost(self) -> "Call":
+        """Return the module that opened the call."""
+        return self if self.outer is None else self.outer.outermost()
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Run the block in a call like this one, in which nothing has been chosen yet."""
         before = _thread.calls
-        fresh = replace(self, selections={}, known=[])
+        fresh = replace(self, selections={}, known=[], frame=None)
         _thread.calls = (*before, fresh)
         try:
             yield
@@ -144,23 +182,39 @@ class Call:
             _thread.calls = before
 
     def _read(self, mask: PaddingMask) -> Tensor | None:
-        for tensor, found in self.known:
-            if tensor is mask.tensor:
+        for other, found in self.known:
+            if other.tensor is mask.tensor and other.name == mask.name:
                 return found
         read = real_tokens(mask)
-        self.known.append((mask.tensor, read))
+        self.known.append((mask, read))
         return read
+
+
+def _holds(path: str, inner: str) -> bool:
+    """Tell whether a module is inside another one."""
+    return path != inner and (path == "" or inner.startswith(path + "."))
+
+
+def _learn(paths: set[str], path: str) -> None:
+    if path not in paths and not torch.compiler.is_compiling():
+        paths.add(path)
 
 
 class Scope:
     """A gated model as calls know it: opens them, and tells those of another model apart.
 
-    It holds no tensor and no state. Copies of a model have a scope of their own; replicas, which
-    run in threads of their own, share it.
+    It holds no tensor, and nothing of a call. Copies of a model have a scope of their own;
+    replicas, which run in threads of their own, share it.
+
+    Attributes:
+        bringing: modules that have brought a mask that their gates read.
+        folding: modules that have seen several rows of each input.
     """
 
     def __init__(self) -> None:
         self.handles: list[RemovableHandle] = []
+        self.bringing: set[str] = set()
+        self.folding: set[str] = set()
 
     def watch(self, module: nn.Module, path: str) -> None:
         """Note every call of this module from now on, in place."""
@@ -186,6 +240,8 @@ class Scope:
         for call in reversed(_thread.calls):
             if call.scope is self:
                 return call
+        if in_backward():
+            raise lost_in_rerun()
         raise GateError(
             "A gated layer was called outside a call of its model, so that its gate has no input "
             "to choose by. Call the model, or a module that holds the whole neuron group."
@@ -205,6 +261,10 @@ class _Enter:
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """Note what this call brings; changes neither arguments nor module."""
+        frame = None
+        if not torch.compiler.is_compiling():
+            _drop_interrupted()
+            frame = sys._getframe(1)
         outer = None
         for call in reversed(_thread.calls):
             if call.scope is self.scope:
@@ -214,7 +274,8 @@ class _Enter:
             outer = None  # re-entered: a call of its own
         masks = masks_of(args, kwargs, self.names, padding_alone=self.padding_alone)
         if outer is None:
-            call = Call(self.scope, self.path, _batch(args, kwargs), masks, {})
+            call = Call(self.scope, self.path, batch_of(args, kwargs), masks, {})
+            call.rerun = frame is not None and in_backward()
         else:
             call = Call(
                 self.scope,
@@ -225,6 +286,7 @@ class _Enter:
                 outer,
                 outer.known,
             )
+        call.rows, call.frame = rows_of(args, kwargs), frame
         _thread.calls = (*_thread.calls, call)
 
     def _runs_already(self, outer: Call) -> bool:
@@ -253,13 +315,6 @@ class _Leave:
                 return
 
 
-def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    for leaf in pytree.tree_leaves((args, dict(kwargs))):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return leaf.shape[0]
-    return 1
-
-
 Watcher = Callable[[Observation], None]
 
 
@@ -272,6 +327,14 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+def _drop_interrupted() -> None:
+    """Forget calls that ended without their hooks: torch runs none after a KeyboardInterrupt."""
+    calls = _thread.calls
+    while calls and calls[-1].frame is not None and not is_running(calls[-1].frame):
+        calls = calls[:-1]
+    _thread.calls = calls
 
 
 @contextmanager

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dynprune.gate.attachment import gates
 from dynprune.gate.binding import spread
 from dynprune.gate.linear import DynamicLinear
-from dynprune.gate.neuron_gate import NeuronGate
 
 __all__ = ["fold_means", "settle_means"]
 
@@ -49,11 +49,13 @@ def settle_means(model: nn.Module) -> None:
 
 def _offsets(model: nn.Module, *, of_sizes: bool = False) -> dict[DynamicLinear, Tensor]:
     r"""Return :math:`W \mu`, or :math:`|W| |\mu|`, for every layer that has an offset."""
-    means = {m.members: m.mean for m in model.modules() if isinstance(m, NeuronGate)}
+    means = {gate.members: gate.mean for gate in gates(model).values()}
     found = {}
     for layer in model.modules():
         if not isinstance(layer, DynamicLinear) or layer.offset is None:
             continue
+        if not any(binding.neurons in means for binding in layer.reads):
+            continue  # of a gated model inside this one
         size = layer.in_features
         total = layer.weight.new_zeros(1, size)
         for binding in layer.reads:

@@ -156,7 +156,7 @@ class DynamicLinear(nn.Module):
     def _choose(self, gate: nn.Module, x: Tensor, call: Call) -> None:
         assert isinstance(gate, NeuronGate)
         layout = gate.layout
-        count = call.instances if layout.folded else x.shape[layout.axis]
+        count = call.batch() if layout.folded else x.shape[layout.axis]
         tokens = to_instances(x, count, layout)
         if gate.config.source == "preactivation":
             mean = pool_tokens(tokens, "mean", call.real(tokens))
