@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError
-from dynprune.gate.frames import in_backward, is_running, lost_in_rerun
-from dynprune.gate.instances import InstanceLayout, batch_of, rows_of
+from dynprune.gate.instances import InstanceLayout, batch_of
 from dynprune.gate.padding import PaddingMask, masks_of, real_tokens
+from dynprune.gate.reruns import checkpoint_at, frames_until, is_running
 from dynprune.gate.selection import GateOutput, Selection, threshold
 
 __all__ = ["Call", "GatedNeurons", "Observation", "Scope", "forcing", "observing", "recording"]
+
+
+_KEPT = "_dynprune_calls"  # attribute of what gradient checkpointing keeps
 
 
 @dataclass(eq=False)
@@ -95,8 +98,6 @@ class Call:
         selections: what the gates chose so far; one for all modules of the call.
         outer: the module around this one in the same call, or None.
         known: masks that were read in the call.
-        rows: of the first tensor that this module got.
-        rerun: whether a backward pass makes the call: gradient checkpointing runs a part again.
         frame: that calls the module; it tells a call that was interrupted. None where unknown.
     """
 
@@ -107,8 +108,6 @@ class Call:
     selections: dict[GatedNeurons, Selection]
     outer: "Call | None" = None
     known: list[tuple[PaddingMask, Tensor | None]] = field(default_factory=list)
-    rows: int | None = None
-    rerun: bool = False
     frame: FrameType | None = None
 
     def selection(self, neurons: GatedNeurons) -> Selection:
@@ -136,46 +135,26 @@ class Call:
             for mask in call.masks:
                 found = self._read(mask)
                 if found is not None and found.shape == tokens.shape[:2]:
-                    _learn(self.scope.bringing, call.path)
                     return found
-        part = self.outermost()
-        if part.rerun and any(_holds(path, part.path) for path in self.scope.bringing):
-            raise lost_in_rerun(part.path, "the mask that says which tokens are padding")
         return None
 
-    def batch(self) -> int:
-        """Return the inputs in the call, for layers that see several rows of each.
-
-        Raises:
-            GateError: where a part of the model runs again that cannot know them.
-        """
-        part = self.outermost()
-        if part.rerun and part.path in self.scope.folding:
-            raise lost_in_rerun(part.path, "how many inputs its rows are of")
-        for call in self.chain():
-            if call.rows != self.instances:
-                _learn(self.scope.folding, call.path)
-        return self.instances
-
-    def chain(self) -> "tuple[Call, ...]":
+    def chain(self) -> "Iterator[Call]":
         """Return the modules that run in the call, this one first and the outermost last."""
-        calls: list[Call] = []
         call: Call | None = self
         while call is not None:
-            calls.append(call)
+            yield call
             call = call.outer
-        return tuple(calls)
 
-    def outermost(self) -> "Call":
-        """Return the module that opened the call."""
-        return self if self.outer is None else self.outer.outermost()
+    def blank(self) -> "Call":
+        """Return this call before anything was chosen or read in it."""
+        outer = None if self.outer is None else self.outer.blank()
+        return replace(self, selections={}, known=[], frame=None, outer=outer)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Run the block in a call like this one, in which nothing has been chosen yet."""
         before = _thread.calls
-        fresh = replace(self, selections={}, known=[], frame=None)
-        _thread.calls = (*before, fresh)
+        _thread.calls = (*before, replace(self, selections={}, known=[], frame=None))
         try:
             yield
         finally:
@@ -190,31 +169,15 @@ class Call:
         return read
 
 
-def _holds(path: str, inner: str) -> bool:
-    """Tell whether a module is inside another one."""
-    return path != inner and (path == "" or inner.startswith(path + "."))
-
-
-def _learn(paths: set[str], path: str) -> None:
-    if path not in paths and not torch.compiler.is_compiling():
-        paths.add(path)
-
-
 class Scope:
     """A gated model as calls know it: opens them, and tells those of another model apart.
 
     It holds no tensor, and nothing of a call. Copies of a model have a scope of their own;
     replicas, which run in threads of their own, share it.
-
-    Attributes:
-        bringing: modules that have brought a mask that their gates read.
-        folding: modules that have seen several rows of each input.
     """
 
     def __init__(self) -> None:
         self.handles: list[RemovableHandle] = []
-        self.bringing: set[str] = set()
-        self.folding: set[str] = set()
 
     def watch(self, module: nn.Module, path: str) -> None:
         """Note every call of this module from now on, in place."""
@@ -231,21 +194,60 @@ class Scope:
             handle.remove()
         self.handles.clear()
 
-    def current(self) -> Call:
+    def current(self, *, trained: bool = False) -> Call:
         """Return the call that runs in this thread.
+
+        Args:
+            trained: whether its gradient may be asked for.
 
         Raises:
             GateError: where none does.
         """
+        call = self.around(trained=trained)
+        if call is None:
+            raise GateError(
+                "A gated layer was called outside a call of its model, so that its gate has no "
+                "input to choose by. Call the model, or a module that holds the whole neuron group."
+            )
+        return call
+
+    def around(self, *, trained: bool) -> Call | None:
+        """Return the call that runs in this thread, or None.
+
+        Gradient checkpointing runs a part of it again when it has ended: what is kept for that
+        keeps the call as well, so that the part knows the batch and the padding around it.
+        """
+        if torch.compiler.is_compiling() or not trained:
+            return self._newest()
+        here = sys._getframe(1)
+        _drop_interrupted(here)
+        call, keepers = self._newest(), []
+        for frame in frames_until(here, None if call is None else call.frame):
+            found = checkpoint_at(frame)
+            if found is None:
+                continue
+            keeper, again = found
+            if not again:
+                keepers.append(keeper)
+                continue
+            kept = getattr(keeper, _KEPT, {}).get(self)
+            if kept is not None:
+                call = replace(kept, selections={}, known=[], frame=frame)
+                _thread.calls = (*_thread.calls, call)
+            break
+        if call is None:
+            return None
+        for keeper in keepers:
+            if not hasattr(keeper, _KEPT):
+                setattr(keeper, _KEPT, {})
+            getattr(keeper, _KEPT).setdefault(self, call.blank())
+        return call
+
+    def _newest(self) -> Call | None:
         for call in reversed(_thread.calls):
             if call.scope is self:
                 return call
-        if in_backward():
-            raise lost_in_rerun()
-        raise GateError(
-            "A gated layer was called outside a call of its model, so that its gate has no input "
-            "to choose by. Call the model, or a module that holds the whole neuron group."
-        )
+        return None
 
 
 @dataclass(eq=False)
@@ -257,25 +259,19 @@ class _Enter:
     names: tuple[str, ...]
     padding_alone: bool
 
-    def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note what this call brings; changes neither arguments nor module."""
         frame = None
         if not torch.compiler.is_compiling():
-            _drop_interrupted()
             frame = sys._getframe(1)
-        outer = None
-        for call in reversed(_thread.calls):
-            if call.scope is self.scope:
-                outer = call
-                break
+            _drop_interrupted(frame)
+        trained = module.training or torch.is_grad_enabled()
+        outer = self.scope.around(trained=trained)
         if outer is not None and self._runs_already(outer):
             outer = None  # re-entered: a call of its own
         masks = masks_of(args, kwargs, self.names, padding_alone=self.padding_alone)
         if outer is None:
             call = Call(self.scope, self.path, batch_of(args, kwargs), masks, {})
-            call.rerun = frame is not None and in_backward()
         else:
             call = Call(
                 self.scope,
@@ -286,7 +282,7 @@ class _Enter:
                 outer,
                 outer.known,
             )
-        call.rows, call.frame = rows_of(args, kwargs), frame
+        call.frame = frame
         _thread.calls = (*_thread.calls, call)
 
     def _runs_already(self, outer: Call) -> bool:
@@ -329,10 +325,10 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def _drop_interrupted() -> None:
+def _drop_interrupted(here: FrameType) -> None:
     """Forget calls that ended without their hooks: torch runs none after a KeyboardInterrupt."""
     calls = _thread.calls
-    while calls and calls[-1].frame is not None and not is_running(calls[-1].frame):
+    while calls and calls[-1].frame is not None and not is_running(calls[-1].frame, here):
         calls = calls[:-1]
     _thread.calls = calls
 

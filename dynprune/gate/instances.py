@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.errors import GateError
 
-__all__ = ["InstanceLayout", "batch_of", "from_instances", "rows_of", "to_instances"]
+__all__ = ["InstanceLayout", "batch_of", "from_instances", "to_instances"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,3 @@ def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         if isinstance(leaf, Tensor) and leaf.dim():
             return leaf.shape[0]
     return 1
-
-
-def rows_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the first axis of the first argument that is a tensor; None where none is."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.dim():
-            return value.shape[0]
-    return None

@@ -119,7 +119,8 @@ class DynamicLinear(nn.Module):
         return y.movedim(-1, 1) if self.layout == "pointwise" else y
 
     def _gated(self, x: Tensor) -> Tensor:
-        call = (*self.makes, *self.reads)[0].neurons.scope.current()
+        scope = (*self.makes, *self.reads)[0].neurons.scope
+        call = scope.current(trained=self.training or torch.is_grad_enabled())
         read = [self._bound(binding, call) for binding in self.reads]
         masked = [bound for bound in read if bound.selection.execution == "masked"]
         narrow = [bound for bound in read if bound.selection.execution != "masked"]
@@ -156,7 +157,7 @@ class DynamicLinear(nn.Module):
     def _choose(self, gate: nn.Module, x: Tensor, call: Call) -> None:
         assert isinstance(gate, NeuronGate)
         layout = gate.layout
-        count = call.batch() if layout.folded else x.shape[layout.axis]
+        count = call.instances if layout.folded else x.shape[layout.axis]
         tokens = to_instances(x, count, layout)
         if gate.config.source == "preactivation":
             mean = pool_tokens(tokens, "mean", call.real(tokens))
