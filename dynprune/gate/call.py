@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError
 from dynprune.gate.instances import InstanceLayout, batch_of
-from dynprune.gate.padding import PaddingMask, masks_of, real_tokens
+from dynprune.gate.padding import Masks, PaddingMask, Parameters, masks_of, real_tokens
 from dynprune.gate.reruns import checkpoint_at, frames_until, is_running
 from dynprune.gate.selection import GateOutput, Selection, threshold
 
@@ -104,7 +104,7 @@ class Call:
     scope: "Scope"
     path: str
     instances: int
-    masks: tuple[PaddingMask, ...]
+    masks: Masks
     selections: dict[GatedNeurons, Selection]
     outer: "Call | None" = None
     known: list[tuple[PaddingMask, Tensor | None]] = field(default_factory=list)
@@ -125,17 +125,24 @@ class Call:
             )
         return found
 
-    def real(self, tokens: Tensor) -> Tensor | None:
+    def real(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
         """Return which of these tokens (B, T, ...) are no padding, (B, T), or None for all.
 
         The mask is the one that the innermost module around the gate received; see
         `dynprune.gate.padding`.
+
+        Args:
+            tokens: that a gate chooses by.
+            source: what its layer got; the tokens themselves where None.
         """
+        source = tokens if source is None else source
         for call in self.chain():
-            for mask in call.masks:
+            for mask in call.masks.about(source):
                 found = self._read(mask)
                 if found is not None and found.shape == tokens.shape[:2]:
                     return found
+            if call.masks.end(source):
+                return None
         return None
 
     def chain(self) -> "Iterator[Call]":
@@ -183,7 +190,7 @@ class Scope:
         """Note every call of this module from now on, in place."""
         names = tuple(inspect.signature(module.forward).parameters)
         own = type(module).__module__.startswith("torch.nn.")
-        enter = _Enter(self, path, names, padding_alone=own)
+        enter = _Enter(self, path, Parameters(names, padding_alone=own))
         self.handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
         leave = _Leave(self, path)
         self.handles.append(module.register_forward_hook(leave, always_call=True))
@@ -256,8 +263,7 @@ class _Enter:
 
     scope: Scope
     path: str
-    names: tuple[str, ...]
-    padding_alone: bool
+    parameters: Parameters
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note what this call brings; changes neither arguments nor module."""
@@ -269,19 +275,12 @@ class _Enter:
         outer = self.scope.around(trained=trained)
         if outer is not None and self._runs_already(outer):
             outer = None  # re-entered: a call of its own
-        masks = masks_of(args, kwargs, self.names, padding_alone=self.padding_alone)
+        masks = masks_of(args, kwargs, self.parameters)
         if outer is None:
             call = Call(self.scope, self.path, batch_of(args, kwargs), masks, {})
         else:
-            call = Call(
-                self.scope,
-                self.path,
-                outer.instances,
-                masks,
-                outer.selections,
-                outer,
-                outer.known,
-            )
+            shared = outer.selections, outer, outer.known
+            call = Call(self.scope, self.path, outer.instances, masks, *shared)
         call.frame = frame
         _thread.calls = (*_thread.calls, call)
 

@@ -160,9 +160,9 @@ class DynamicLinear(nn.Module):
         count = call.instances if layout.folded else x.shape[layout.axis]
         tokens = to_instances(x, count, layout)
         if gate.config.source == "preactivation":
-            mean = pool_tokens(tokens, "mean", call.real(tokens))
+            mean = pool_tokens(tokens, "mean", call.real(tokens, x))
             tokens = F.linear(mean, self.matrix, self._constant())[:, None]
-        gate.choose(tokens, call)
+        gate.choose(tokens, call, x)
 
     def _product(
         self, x: Tensor, narrow: Sequence[Bound], columns: Kept | None, made: Sequence[Bound]

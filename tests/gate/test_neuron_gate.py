@@ -8,7 +8,7 @@ from dynprune.gate.call import Call, Scope, forcing, recording
 from dynprune.gate.config import GateConfig
 from dynprune.gate.heads import HeadWidth
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.gate.padding import PaddingMask
+from dynprune.gate.padding import Masks, PaddingMask
 from dynprune.gate.selection import GateOutput
 
 
@@ -23,7 +23,7 @@ def gate(neurons=16, heads=0, *, kind="ffn", in_features=6, **config):
 
 
 def call(made, *masks):
-    return Call(made.members.scope, "", 3, masks, {})
+    return Call(made.members.scope, "", 3, Masks(own=masks), {})
 
 
 def f_by_hand(made, summary):
