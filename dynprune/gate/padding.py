@@ -79,10 +79,18 @@ class Parameters:
         names: in order.
         padding_alone: count masks alone whose names say that they mark padding; torch's own
             modules have others of the same shape.
+
+    Attributes:
+        elsewhere: masks that a module has two of, for an encoder and for a decoder; the decoder
+            itself gets its own, and no other part is meant by it.
+        both: whether masks of the module's own tokens and of another part's are among them.
     """
 
     def __init__(self, names: tuple[str, ...], *, padding_alone: bool) -> None:
         self.names, self.padding_alone = names, padding_alone
+        pairs = {f"decoder_{name}": name for name in names}
+        pairs.update({name.replace("src_", "tgt_", 1): name for name in names if "src_" in name})
+        self.elsewhere = frozenset(pairs) & frozenset(names)
         self.both = {"own", "other"} <= {_kind(name, padding_alone) for name in names}
 
 
@@ -100,7 +108,7 @@ def masks_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Param
         if first is None and value.dim() > 1:
             first = value
         kind = _kind(name, parameters.padding_alone)
-        if kind == "own":
+        if kind == "own" and name not in parameters.elsewhere:
             own.append(PaddingMask(name, value))
             empty = False
         elif kind == "other":

@@ -89,6 +89,8 @@ def test_masks_are_found_by_position_and_by_name_and_nothing_else_is():
         Parameters(names, padding_alone=False),
     )
     assert [m.name for m in found.own] == ["attention_mask", "decoder_attention_mask"]
+    both = Parameters((*names, "decoder_attention_mask"), padding_alone=False)
+    assert [m.name for m in masks_of((), {"decoder_attention_mask": other}, both).own] == []
     assert found.own[0].tensor is mask
     assert (
         masks_of((mask, None), {"attention_mask": None}, Parameters(names, padding_alone=False)).own
