@@ -1,5 +1,7 @@
 """The means of skipped neurons, as a constant of what reads them."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,14 +13,18 @@ from dynprune.gate.neuron_gate import NeuronGate
 __all__ = ["fold_means", "settle_means"]
 
 
-def fold_means(model: nn.Module) -> None:
+def fold_means(model: nn.Module, layers: Iterable[nn.Module] | None = None) -> None:
     r"""Set the offset of every consumer to :math:`W_2 \mu`, in place.
 
     To be called whenever means were set. A model with nothing skipped then computes the dense
     function: the consumer adds what the subtracted means took away.
+
+    Args:
+        model: gated.
+        layers: the consumers whose means were set; all of them where None.
     """
     with torch.no_grad():
-        for layer, offset in _offsets(model).items():
+        for layer, offset in _offsets(model, layers).items():
             assert layer.offset is not None
             layer.offset.copy_(offset)
 
@@ -42,11 +48,13 @@ def settle_means(model: nn.Module) -> None:
             layer.offset.copy_(offset)
 
 
-def _offsets(model: nn.Module) -> dict[DynamicLinear, Tensor]:
-    """Return W mu for every layer that has an offset."""
+def _offsets(
+    model: nn.Module, layers: Iterable[nn.Module] | None = None
+) -> dict[DynamicLinear, Tensor]:
+    """Return W mu for every layer that has an offset, or for some alone."""
     means = {m.members: m.mean for m in model.modules() if isinstance(m, NeuronGate)}
     found = {}
-    for layer in model.modules():
+    for layer in model.modules() if layers is None else layers:
         if not isinstance(layer, DynamicLinear) or layer.offset is None:
             continue
         size = layer.in_features
