@@ -12,9 +12,10 @@ from dynprune.example import Example
 from dynprune.gate.caches import modules_with_caches
 from dynprune.gate.carriers import carry
 from dynprune.gate.config import GateConfig
-from dynprune.gate.inject import Attachment, inject, remove
+from dynprune.gate.inject import Attachment, gates, inject, remove
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.gate.padding_trial import padding_faults
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.probe import Probe, probe, small_example
 from dynprune.gate.survive import those_that_run
@@ -76,9 +77,18 @@ def _verified(
 ) -> list[GroupPlan]:
     inject(model, plans)
     try:
-        return verify(model, plans, example, seen.calls)
+        for gate in gates(model).values():
+            gate.set_prune_ratio(0.0)
+        faults = padding_faults(model, example)
+        verified = verify(model, plans, example, seen.calls)
     finally:
         remove(model)
+    return [
+        plan.refused(faults[plan.group.name])
+        if plan.group.name in faults and plan.mode != "refused"
+        else plan
+        for plan in verified
+    ]
 
 
 def gate_model(
