@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 CONSTANT = "its input does not depend on the model's input"
 
 SMALL = 128  # pixels a side that suffice to see how a model handles its neurons
+SHORT = 32  # ids of a sequence, likewise
 
 
 class Probe:
@@ -41,22 +42,40 @@ class Probe:
 
 
 def small_example(model: nn.Module, example: Example) -> Example:
-    """Give two different instances, with pictures cut to at most 128 pixels a side if that runs."""
+    """Give two different instances, cut to what suffices to see how a model handles its neurons.
 
-    def cut(leaf: object) -> object:
-        if isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.is_floating_point():
-            return leaf[..., :SMALL, :SMALL]
-        return leaf
-
-    args, kwargs = pytree.tree_map(cut, (example.args, dict(example.kwargs)))
-    small = Example(args, kwargs).batched(2)
+    Pictures are cut to 128 pixels a side, and sequences of ids to 32, if the model runs on that.
+    """
+    small = _cut(example).batched(2)
+    if all(a.shape == b.shape for a, b in zip(small.tensors, example.tensors, strict=True)):
+        return small
     try:
         small.run(model)
     except Exception as error:  # any model may refuse another size, in its own words
         reraise_ours(error)
-        logger.debug("The model does not run on %d pixels: %s", SMALL, error)
+        logger.debug("The model does not run on a smaller call: %s", error)
         return example.batched(2)
     return small
+
+
+def _cut(example: Example) -> Example:
+    """Cut maps of numbers and sequences of ids, with the masks beside them, to their beginnings."""
+    ids = [t for t in example.tensors if t.dim() == 2 and not t.is_floating_point()]
+    length = max((t.shape[1] for t in ids), default=0)
+    masks = [t for t in ids if t.dtype == torch.bool or int(t.max()) <= 1]
+    hidden = any(not bool(m[:, :SHORT].any(1).all()) for m in masks)  # padding stands first
+
+    def cut(leaf: object) -> object:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.dim() == 4 and leaf.is_floating_point():
+            return leaf[..., :SMALL, :SMALL]
+        if leaf.dim() == 2 and leaf.shape[1] == length >= 2 * SHORT and not hidden:
+            return leaf[:, :SHORT]
+        return leaf
+
+    args, kwargs = pytree.tree_map(cut, (example.args, dict(example.kwargs)))
+    return Example(args, kwargs)
 
 
 def probe(model: nn.Module, example: Example, groups: Sequence[NeuronGroup]) -> Probe:

@@ -1,7 +1,7 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from torch import nn
@@ -10,18 +10,14 @@ from dynprune.data import (
     SegmentationData,
     normalise,
 )
-from dynprune.errors import NoMatchError
 from dynprune.example import Example
-from dynprune.gate import GroupPlan, inject, is_gated, plan_groups, remove
-from dynprune.graph import Grouping, find_groups
+from dynprune.gate import is_gated, remove
+from dynprune.graph import find_groups
 from dynprune.host.modes import keeping_buffers
 from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
 from dynprune.pipeline.arguments import gate_configs, picture_arguments
-from dynprune.planning.calibrate import calibrate, start_from_weights
-from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
-from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensitivity
-from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
+from dynprune.planning.session import Aims, gate_in_one_pass
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.rewrite import Rewrite, rewrite, undo
 
@@ -61,28 +57,22 @@ def apply_recipe(
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
     try:
         grouping = find_groups(model, loaded.example)
-        calibration = None if calibration is None else list(calibration)
-        plans = _planned(model, loaded.example, recipe, grouping, calibration or ())
-        record = inject(model, plans, seed=recipe.runtime.seed)
-        refused = [plan for plan in record.plans if plan.mode == "refused"]
-        if len(refused) == len(record.plans):
-            reasons = sorted({plan.reason or "" for plan in refused})
-            raise NoMatchError(
-                f"No neuron group of {loaded.name} can be gated: {'; '.join(reasons[:3])}. "
-                "Run dynprune inspect to see them all."
-            )
-        start_from_weights(model)
-        if calibration is not None and recipe.apply.gate.start == "informed":
-            count = calibrate(model, calibration)
-            logger.info("Calibrated the gates on %d inputs.", count)
-            if recipe.apply.calibration.refit:
-                count = refit_consumers(model, calibration)
-                logger.info("Refitted %d layers that read gated neurons.", count)
-        elif recipe.apply.gate.start == "informed":
-            logger.warning(
-                "No data was given: neurons are ordered by their weights and skipped ones stand "
-                "at zero. Give --data to calibrate."
-            )
+        settings = recipe.apply.calibration
+        gate_in_one_pass(
+            model,
+            loaded.example,
+            grouping,
+            gate_configs(recipe, grouping.groups),
+            None if calibration is None else list(calibration),
+            Aims(
+                saves_time=recipe.apply.target == "latency",
+                spreads=recipe.sparsity.distribution == "sensitivity",
+                informed=recipe.apply.gate.start == "informed",
+                refits=settings.refit,
+            ),
+            name=loaded.name,
+            seed=recipe.runtime.seed,
+        )
     except BaseException:
         if is_gated(model):
             remove(model)
@@ -102,28 +92,6 @@ def apply_recipe(
         ),
     )
     return model.eval()
-
-
-def _planned(
-    model: nn.Module,
-    example: Example,
-    recipe: Recipe,
-    grouping: Grouping,
-    calibration: Sequence[Example],
-) -> list[GroupPlan]:
-    """Settle how every group is gated, and how much it skips."""
-    configs = gate_configs(recipe, grouping.groups)
-    plans = plan_groups(model, example, grouping.groups, configs)
-    saves_time = recipe.apply.target == "latency"
-    if saves_time:
-        plans = choose_by_latency(model, example, plans)
-    if recipe.sparsity.distribution == "uniform":
-        return plans
-    savings: Savings = SavedMacs(grouping.costs, plans)
-    if saves_time and calibration:
-        savings = SavedTime(model, example, plans)
-    plans = distribute_by_sensitivity(model, example, plans, savings, calibration)
-    return refuse_whole(plans) if saves_time else plans
 
 
 def restore(model: nn.Module) -> nn.Module:
