@@ -46,8 +46,9 @@ def small_example(model: nn.Module, example: Example) -> Example:
 
     Pictures are cut to 128 pixels a side, and sequences of ids to 32, if the model runs on that.
     """
-    small = _cut(example).batched(2)
-    if all(a.shape == b.shape for a, b in zip(small.tensors, example.tensors, strict=True)):
+    cut = _cut(example)
+    small = cut.batched(2)
+    if all(a.shape == b.shape for a, b in zip(cut.tensors, example.tensors, strict=True)):
         return small
     try:
         small.run(model)

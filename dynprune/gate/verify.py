@@ -250,7 +250,7 @@ class _Trial:
                         before = tensor[rows].clone()
                         noise = torch.randn(before.shape, generator=generator).to(before)
                         saved.append((tensor, rows, before))
-                        strength = tensor.std(unbiased=False).clamp_min(0.05) * 3
+                        strength = before.std(unbiased=False).clamp_min(0.05) * 3
                         tensor[rows] = before + noise * strength
             yield
         finally:

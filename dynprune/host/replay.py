@@ -74,12 +74,15 @@ class Recording:
                     attributes["forward"] = before
 
 
-def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, Recording]:
+def record(
+    model: nn.Module, run: Callable[[], Any], *, but: type[nn.Module] | tuple[()] = ()
+) -> tuple[Any, Recording]:
     """Run a call and record what every module with parts and parameters of its own gives.
 
     Args:
         model: in eval mode; without gradients.
         run: calls it.
+        but: a kind of module that always runs again.
 
     Returns:
         What ``run`` returned, and the recording.
@@ -89,7 +92,7 @@ def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, Recording]:
     again: set[str] = set()
     handles = []
     for name, module in model.named_modules():
-        weighs = name and any(True for _ in module.children()) and _has_parameters(module)
+        weighs = name and _has_parts(module) and not isinstance(module, but)
 
         def begin(_module: nn.Module, _args: Any, name: str = name) -> None:
             if name in runs:
@@ -115,8 +118,8 @@ def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Any, Recording]:
     return result, Recording(model, {k: v for k, v in runs.items() if k not in again})
 
 
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
+def _has_parts(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and next(module.parameters(), None) is not None
 
 
 def _versions(leaves: list[Any]) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ MARGIN = 0.97
 
 
 def choose_by_latency(
-    model: nn.Module, example: Example, plans: Sequence[GroupPlan], *, repeats: int = 9
+    model: nn.Module, example: Example, plans: Sequence[GroupPlan], *, repeats: int = 5
 ) -> list[GroupPlan]:
     """Refuse every group whose gate would not pay in PyTorch, and round the others' counts best.
 
@@ -79,7 +79,7 @@ class SavedTime:
     """
 
     def __init__(
-        self, model: nn.Module, example: Example, plans: Sequence[GroupPlan], *, repeats: int = 9
+        self, model: nn.Module, example: Example, plans: Sequence[GroupPlan], *, repeats: int = 5
     ) -> None:
         forms = at_ratios(LEVELS)
         parts = parts_of(plans)

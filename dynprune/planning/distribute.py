@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.gate import GroupPlan, NeuronGate, attached, gates, kept_count
+from dynprune.gate import DynamicLinear, GroupPlan, NeuronGate, attached, gates, kept_count
 from dynprune.graph.neurons import MacNode
 from dynprune.host.failures import reraise_ours
 from dynprune.host.modes import at_inference
@@ -40,8 +41,11 @@ LEVELS = (0.25, 0.5, 0.75, 0.9)
 """Prune ratios at which each part's effect is measured; between them it is interpolated, beyond the
 last no part goes."""
 
-SAMPLE = 8
+SAMPLE = 6
 """Inputs that the effect is measured on."""
+
+SIDE = 256
+"""Pixels a side of the middle of a picture that it is measured on, if the model takes that."""
 
 
 Part = Sequence[GroupPlan]
@@ -127,7 +131,7 @@ def distribute_by_sensitivity(
     """
     plans = attached(model).plans
     parts = parts_of(plans)
-    effects = _effects(model, parts, list(itertools.islice(calls, SAMPLE)))
+    effects = _effects(model, parts, _sample(model, calls))
     options = [
         [Choice(kept, savings.of(part, kept), effect) for kept, effect in found]
         for part, found in zip(parts, effects, strict=True)
@@ -225,6 +229,29 @@ def _sizes(plan: GroupPlan) -> list[int]:
     return sorted({kept_count(width, ratio, align) for ratio in ratios}, reverse=True)
 
 
+def _sample(model: nn.Module, calls: Iterable[Example]) -> list[Example]:
+    """Take the first few calls; of pictures the middle, if the model runs on that."""
+    whole = list(itertools.islice(calls, SAMPLE))
+
+    def middle(leaf: object) -> object:
+        if not isinstance(leaf, Tensor) or leaf.dim() != 4 or not leaf.is_floating_point():
+            return leaf
+        for axis in (2, 3):
+            if (beyond := leaf.shape[axis] - SIDE) > 0:
+                leaf = leaf.narrow(axis, beyond // 2, SIDE)
+        return leaf
+
+    cut = [Example(*pytree.tree_map(middle, (call.args, dict(call.kwargs)))) for call in whole]
+    try:
+        with at_inference(model):
+            cut[0].run(model)
+    except Exception as error:  # any model may refuse another size, in its own words
+        reraise_ours(error)
+        logger.debug("Effects are measured on whole inputs: %s", error)
+        return whole
+    return cut
+
+
 @dataclass
 class _Curve:
     """How the output moves as one part is pruned.
@@ -254,7 +281,7 @@ def _effects(
     with at_inference(model), torch.no_grad(), dense_function(model):
         curves = [_curve(here) for here in gated]
         for call in calls:
-            output, recording = record(model, partial(call.run, model))
+            output, recording = record(model, partial(call.run, model), but=DynamicLinear)
             dense = _tensors(output)
             for place, (part, here, curve) in enumerate(zip(parts, gated, curves, strict=True)):
                 names = {name for plan in part for name in plan.group.modules}
