@@ -1,5 +1,7 @@
 """The means of skipped neurons, as a constant of what reads them."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,14 +15,18 @@ __all__ = ["fold_means", "settle_means"]
 _SUMS = 4  # roundings: of weights, of means, of the offset and of the sum that it is held against
 
 
-def fold_means(model: nn.Module) -> None:
+def fold_means(model: nn.Module, layers: Iterable[nn.Module] | None = None) -> None:
     r"""Set the offset of every consumer to :math:`W_2 \mu`, in place.
 
     To be called whenever means were set. A model with nothing skipped then computes the dense
     function: the consumer adds what the subtracted means took away.
+
+    Args:
+        model: gated.
+        layers: the consumers whose means were set; all of them where None.
     """
     with torch.no_grad():
-        for layer, offset in _offsets(model).items():
+        for layer, offset in _offsets(model, layers).items():
             assert layer.offset is not None
             layer.offset.copy_(offset)
 
@@ -47,11 +53,13 @@ def settle_means(model: nn.Module) -> None:
             layer.offset.copy_(offset)
 
 
-def _offsets(model: nn.Module, *, of_sizes: bool = False) -> dict[DynamicLinear, Tensor]:
-    r"""Return :math:`W \mu`, or :math:`|W| |\mu|`, for every layer that has an offset."""
+def _offsets(
+    model: nn.Module, layers: Iterable[nn.Module] | None = None, *, of_sizes: bool = False
+) -> dict[DynamicLinear, Tensor]:
+    r"""Return :math:`W \mu`, or :math:`|W| |\mu|`, for every layer that has an offset, or some."""
     means = {gate.members: gate.mean for gate in gates(model).values()}
     found = {}
-    for layer in model.modules():
+    for layer in model.modules() if layers is None else layers:
         if not isinstance(layer, DynamicLinear) or layer.offset is None:
             continue
         if not any(binding.neurons in means for binding in layer.reads):
