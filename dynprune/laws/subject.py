@@ -1,0 +1,140 @@
+"""The model on trial: how it is run, beside the dense model that it must follow."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.example import Example
+from dynprune.gate import gates, set_execution, set_prune_ratio
+from dynprune.gate.results import tensors_of
+from dynprune.laws.calls import cloned, joined, taken
+
+__all__ = ["Case", "NotTriedError", "Subject"]
+
+ROWS = 3  # instances of the batch that laws on batches run
+
+
+class NotTriedError(Exception):
+    """A law cannot be tried on this model or on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two results that a law says are equal.
+
+    Attributes:
+        label: what was done, the same words for the dense model.
+        found: computes the one.
+        wanted: computes the other.
+        tolerance: largest difference over the largest magnitude, beside rounding of the results'
+            own type.
+        blur: relative size of the rounding in which the two may differ: a model that stands
+            between two choices is told by weights that are off by it. 0 where the very same
+            computation is done, so that no choice may differ.
+        own: the law is about what dynprune does itself, so the dense model is not asked.
+        exact: the same bits.
+    """
+
+    label: str
+    found: Callable[[], Sequence[Tensor]]
+    wanted: Callable[[], Sequence[Tensor]]
+    tolerance: float = 0.0
+    blur: float = 3e-6
+    own: bool = False
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, calls of it, and the dense model.
+
+    Laws may change how gates run, through the context managers here, and nothing else of the
+    model; what they change besides, they change in a copy.
+
+    Attributes:
+        model: gated, rewritten or dense.
+        dense: the independent reference.
+        calls: of the user's own.
+        directory: where files may be written.
+    """
+
+    model: nn.Module
+    dense: nn.Module
+    calls: tuple[Example, ...]
+    directory: Path
+
+    def mirrored(self) -> "Subject":
+        """Return the dense model as a subject of its own: what it does, no law may ask more of."""
+        return Subject(self.dense, self.dense, self.calls, self.directory)
+
+    def blurred(self, size: float, seed: int) -> "Subject":
+        """Return a subject whose weights are off by rounding of this relative size."""
+        model = self.copy()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.is_floating_point():
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.mul_(1.0 + size * noise.to(parameter))
+        return Subject(model, self.dense, self.calls, self.directory)
+
+    def run(self, call: Example, model: nn.Module | None = None) -> list[Tensor]:
+        """Return the tensors of one call; chance falls alike in every call."""
+        return answer(self.model if model is None else model, call)
+
+    def copy(self) -> nn.Module:
+        """Return a copy of the model that a law may change."""
+        return copy.deepcopy(self.model)
+
+    @cached_property
+    def batch(self) -> Example:
+        """Return a batch of a few different rows: the user's own where their shapes agree."""
+        for call in self.calls:
+            if call.batch >= ROWS:
+                return taken(call, range(ROWS))
+        for first in range(len(self.calls)):
+            alike = joined(self.calls[first : first + ROWS])
+            if alike is not None and alike.batch >= ROWS:
+                return taken(alike, range(ROWS))
+        return self.calls[0].batched(ROWS)
+
+    @contextmanager
+    def skipping_nothing(self) -> Iterator[None]:
+        """Keep every neuron for a while, in place."""
+        with self.skipping(0.0):
+            yield
+
+    @contextmanager
+    def skipping(self, ratio: float | None) -> Iterator[None]:
+        """Skip this share of every group for a while, in place; as it is where None."""
+        before = {name: gate.prune_ratio for name, gate in gates(self.model).items()}
+        try:
+            if ratio is not None:
+                set_prune_ratio(self.model, ratio)
+            yield
+        finally:
+            for name, gate in gates(self.model).items():
+                gate.set_prune_ratio(before[name])
+
+    @contextmanager
+    def masked(self) -> Iterator[None]:
+        """Compute everything and zero what is skipped for a while, in place."""
+        set_execution(self.model, "masked")
+        try:
+            yield
+        finally:
+            set_execution(self.model, "compact")
+
+
+def answer(model: nn.Module, call: Example) -> list[Tensor]:
+    """Return the tensors of one call without gradients; chance falls alike in every call."""
+    call = cloned(call)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return tensors_of(call.run(model))
