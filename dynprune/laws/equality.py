@@ -27,6 +27,9 @@ __all__ = [
 RATIOS = (None, 0.25, 0.75)
 """Shares that are skipped in turn; None as the model stands."""
 
+REWRITTEN = 1e-6
+"""Rounding of weights that a rewrite has worked out in float32."""
+
 UNTRAINED = (0.0, 1e-3, 1.0)
 """Values of a gate's beta that nobody trained."""
 
@@ -95,7 +98,10 @@ def more_outputs(subject: Subject) -> Iterator[Case]:
 
 
 def double_precision(subject: Subject) -> Iterator[Case]:
-    """In float64, where rounding hides nothing, compact is masked and nothing skipped is dense."""
+    """In float64, where rounding hides nothing, compact is masked and nothing skipped is dense.
+
+    Weights that a rewrite has worked out stay as exact as the type in which it did.
+    """
     yield from _in_type(subject, torch.float64, 1e-9, 1e-13)
 
 
@@ -131,7 +137,8 @@ def _in_type(
             yield Case(name, partial(_raise, error), partial(_raise, error))
             return
     if not values_are_trained(subject.model):
-        yield Case(f"{name}, nothing skipped", partial(found, False, True), dense, tolerance, blur)
+        limit = max(tolerance, REWRITTEN)
+        yield Case(f"{name}, nothing skipped", partial(found, False, True), dense, limit, blur)
     compact, masked = partial(found, False, False), partial(found, True, False)
     yield Case(f"{name}, compact", compact, masked, tolerance, blur)
 
