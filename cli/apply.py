@@ -92,7 +92,7 @@ def run(
     loaded = load_subject(model, followed, weights=weights, size=size, device=place)
     from dynprune import pipeline
     from dynprune.gate import attached, gates, is_gated
-    from dynprune.storage import save
+    from dynprune.models.storage import save
 
     if is_gated(loaded.module):
         raise UsageError(f"{loaded.name} is gated already; apply a recipe to its dense model")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.data import SegmentationData, normalise
-from dynprune.evaluate import evaluate, score
 from dynprune.example import Example
 from dynprune.gate import gates
-from dynprune.report.executed import executed
-from dynprune.report.overlap import Overlap, overlap_of
+from dynprune.measure.executed import executed
+from dynprune.measure.overlap import Overlap, overlap_of
+from dynprune.tasks.evaluate import evaluate, score
 
 __all__ = ["measure"]
 

@@ -10,8 +10,8 @@ from dynprune import gate
 from dynprune.distill import losses
 from dynprune.distill.batches import Inputs
 from dynprune.distill.features import ENCODER_STAGES, LOGITS, Observed, Observer
+from dynprune.distill.penalty import gate_l1
 from dynprune.errors import UsageError
-from dynprune.penalty import gate_l1
 
 __all__ = ["LossTerm", "Objective", "Penalty", "StagePlan"]
 
@@ -62,7 +62,7 @@ class Penalty:
     """A weighted term that looks at the student alone, in every stage.
 
     Attributes:
-        type: ``gate_l1``, see :func:`~dynprune.penalty.gate_l1`.
+        type: ``gate_l1``, see :func:`~dynprune.distill.penalty.gate_l1`.
         weight: factor in the loss.
     """
 

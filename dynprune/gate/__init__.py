@@ -1,7 +1,6 @@
 """Dynamic gated linear layers: selection, execution, injection and the way back."""
 
 from dynprune.gate.attach import gate_model, plan_groups
-from dynprune.gate.calibrate import calibrate, measure, start_from_weights
 from dynprune.gate.execution import set_execution, set_prune_ratio, set_sparsity_progress
 from dynprune.gate.inject import (
     Attachment,
@@ -16,7 +15,6 @@ from dynprune.gate.instances import InstanceLayout
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import GateConfig, NeuronGate, Selection
 from dynprune.gate.plan import GroupPlan
-from dynprune.gate.refit import refit_consumers
 from dynprune.gate.topr import kept_count
 
 __all__ = [
@@ -28,19 +26,15 @@ __all__ = [
     "NeuronGate",
     "Selection",
     "attached",
-    "calibrate",
     "gate_model",
     "gate_parameters",
     "gates",
     "inject",
     "is_gated",
     "kept_count",
-    "measure",
     "plan_groups",
-    "refit_consumers",
     "remove",
     "set_execution",
     "set_prune_ratio",
     "set_sparsity_progress",
-    "start_from_weights",
 ]

@@ -15,11 +15,11 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import GateConfig, NeuronGate
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.probe import Probe, probe, small_example
-from dynprune.gate.results import close
 from dynprune.gate.survive import those_that_run
 from dynprune.gate.verify import verify
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.modes import at_inference, keeping_buffers
+from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.outputs import close
 
 __all__ = ["gate_model", "plan_groups"]
 

@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError, UsageError
-from dynprune.fastpath import ClosedPath, close_fused_paths, open_fused_paths
 from dynprune.gate.attention import narrow
 from dynprune.gate.carriers import carry
 from dynprune.gate.instances import CallRecorder
@@ -17,7 +16,8 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.graph.neurons import Channels
-from dynprune.replace import replace_everywhere
+from dynprune.host.fused_paths import ClosedPath, close_fused_paths, open_fused_paths
+from dynprune.host.replacing import replace_everywhere
 
 __all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
 

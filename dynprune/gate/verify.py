@@ -17,7 +17,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import Execution
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
-from dynprune.gate.results import TOLERANCE, Results, close, tensors_of
+from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
 
 __all__ = ["verify"]
 

@@ -15,22 +15,9 @@ from dynprune.export.onnx import Export, export_onnx, halved, onnx_runner
 from dynprune.export.program import compact
 from dynprune.gate import GateConfig, gate_model, gates
 from dynprune.graph import find_groups
-from dynprune.report.macs import without_gates
+from dynprune.measure.macs import without_gates
 
-from .conftest import pictures, stir_predictors
-
-SIZES = [(64, 64), (97, 131), (128, 96), (66, 50)]
-
-
-def expected(model: nn.Module, x: Tensor) -> Tensor:
-    with compact(model):
-        return model(x).logits
-
-
-def assert_close(actual: Tensor, wanted: Tensor) -> None:
-    """Float32 products in another order, relative to the largest value."""
-    assert actual.shape == wanted.shape
-    assert (actual - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+from .conftest import SIZES, assert_close, expected, pictures, stir_predictors
 
 
 @pytest.fixture(scope="module")

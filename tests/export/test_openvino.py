@@ -11,9 +11,9 @@ from dynprune.example import Example
 from dynprune.export.onnx import Export
 from dynprune.export.openvino import export_openvino, openvino_runner
 from dynprune.gate import gates
+from tests.export.conftest import SIZES, assert_close, expected
 
 from .conftest import pictures
-from .test_onnx import SIZES, assert_close, expected
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What is gated, how much of it, and where the gates start."""
