@@ -3,7 +3,7 @@
 Each model is built twice: one is gated, the other stays as it is and says what is right. A model
 that has its file in RUNS is skipped, so that a run that was stopped goes on where it was.
 
-    python benchmarks/soundness.py                    # all, then docs/results/soundness.md and .json
+    python benchmarks/soundness.py                    # all, and docs/results/soundness.md
     python benchmarks/soundness.py bert t5 --again    # some, and say what is broken
     python benchmarks/soundness.py --table            # the page alone, from what is there
     python benchmarks/soundness.py --jobs 2           # processes at once
@@ -37,9 +37,9 @@ import dynprune  # noqa: E402
 from dynprune.errors import DynpruneError  # noqa: E402
 from dynprune.example import Example  # noqa: E402
 from dynprune.gate import attached, is_gated  # noqa: E402
+from dynprune.host.modes import at_inference  # noqa: E402
 from dynprune.laws import LAWS, Case, Law, Subject, judge  # noqa: E402
 from dynprune.laws.subject import answer  # noqa: E402
-from dynprune.modes import at_inference  # noqa: E402
 from dynprune.pipeline import restore  # noqa: E402
 from tests.wider_zoo import WIDER  # noqa: E402
 from tests.zoo import ZOO  # noqa: E402
@@ -235,7 +235,7 @@ def _general(reason: str) -> str:
     words = []
     for word in reason.split():
         known = any(c in word for c in "._") and any(c.isalpha() for c in word[:-1].strip("._"))
-        words.append("…" if known and not word.endswith(".") or word.isdigit() else word)
+        words.append("…" if (known and not word.endswith(".")) or word.isdigit() else word)
     return " ".join(words)[:160]
 
 
@@ -244,13 +244,15 @@ def page(found: Mapping[str, Any]) -> str:
     lines = [
         "# Held to its laws",
         "",
-        "Every model of the zoo (small random models of transformers' library and of papers: encoders,",
-        "decoders, detectors, video, sound, recommenders, diffusion) is built twice. One is gated, the",
-        "other stays dense and says what is right. `dynprune check` runs the same laws on your model.",
+        "Every model of the zoo (small random models of transformers' library and of papers:",
+        "encoders, decoders, detectors, video, sound, recommenders, diffusion) is built twice. One is",
+        "gated, the other stays dense and says what is right. `dynprune check` runs the same laws on",
+        "your model.",
         "",
-        f"{found['models']} models, {found['trials']} gated in all, {found['comparisons']:,} comparisons,"
-        f" **{found['broken']} wrong**, {len(found['crashed'])} crashes. A law counts where the dense model",
-        "has it. A tie is a comparison in which rounding of the weights moves the model as far.",
+        f"{found['models']} models, {found['trials']} trials, {found['comparisons']:,} comparisons, "
+        f"**{found['broken']} wrong**, {len(found['crashed'])} crashes. A law counts where the",
+        "dense model has it. A tie is a comparison in which rounding of the weights moves the model",
+        "as far.",
         "",
         "    python benchmarks/soundness.py",
         "",

@@ -10,7 +10,14 @@ from dynprune.example import Example
 from dynprune.laws.calls import repeated, rows_of, taken
 from dynprune.laws.subject import Case, NotTriedError, Subject
 
-__all__ = ["empty_batch", "other_batches", "rows_alone", "rows_of_outputs", "rows_shuffled"]
+__all__ = [
+    "empty_batch",
+    "other_batches",
+    "rows_alone",
+    "rows_of_outputs",
+    "rows_shuffled",
+    "same_rows",
+]
 
 SIZES = (1, 2, 5, 8)
 
@@ -19,7 +26,7 @@ def rows_alone(subject: Subject) -> Iterator[Case]:
     """Every row of a batch gets the answer that it gets alone."""
     whole = cache(partial(subject.run, subject.batch))
     for row, call in enumerate(rows_of(subject.batch)):
-        yield _same_rows(f"row {row + 1}", subject, whole, call, [row])
+        yield same_rows(f"row {row + 1}", subject, whole, call, [row])
 
 
 def rows_shuffled(subject: Subject) -> Iterator[Case]:
@@ -27,7 +34,7 @@ def rows_shuffled(subject: Subject) -> Iterator[Case]:
     rows = range(subject.batch.batch)
     whole = cache(partial(subject.run, subject.batch))
     for name, order in (("reversed", [*reversed(rows)]), ("turned", [*rows[1:], 0])):
-        yield _same_rows(name, subject, whole, taken(subject.batch, order), order)
+        yield same_rows(name, subject, whole, taken(subject.batch, order), order)
 
 
 def other_batches(subject: Subject) -> Iterator[Case]:
@@ -36,7 +43,7 @@ def other_batches(subject: Subject) -> Iterator[Case]:
     whole = cache(partial(subject.run, batch))
     for size in SIZES:
         order = [row % batch.batch for row in range(size)]
-        yield _same_rows(f"a batch of {size}", subject, whole, repeated(batch, size), order)
+        yield same_rows(f"a batch of {size}", subject, whole, repeated(batch, size), order)
 
 
 def empty_batch(subject: Subject) -> Iterator[Case]:
@@ -45,7 +52,7 @@ def empty_batch(subject: Subject) -> Iterator[Case]:
     yield Case("no rows", partial(subject.run, call), partial(subject.run, call, subject.dense))
 
 
-def _same_rows(
+def same_rows(
     label: str,
     subject: Subject,
     whole: Callable[[], list[Tensor]],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.gate.results import tensors_of
+from dynprune.host.outputs import tensors_of
 from dynprune.laws.calls import by_position, cloned, rows_of, strided
 from dynprune.laws.subject import Case, NotTriedError, Subject, answer
 
@@ -161,7 +161,7 @@ def inputs_untouched(subject: Subject) -> Iterator[Case]:
             _plain(subject.model, used)
             return used.tensors
 
-        yield Case(f"call {number}", left, lambda call=call: call.tensors, exact=True)
+        yield Case(f"call {number}", left, partial(_tensors, call), exact=True)
 
 
 def parts_alone(subject: Subject) -> Iterator[Case]:
@@ -187,7 +187,7 @@ def parts_alone(subject: Subject) -> Iterator[Case]:
             subject.run(rows_of(batch)[0])  # what another call brought is not this one's
             return answer(part, seen.call())
 
-        yield Case(name, alone, lambda seen=seen: list(seen.output), blur=0.0)
+        yield Case(name, alone, seen.outputs, blur=0.0)
 
 
 class _Seen:
@@ -207,6 +207,9 @@ class _Seen:
 
     def call(self) -> Example:
         return cloned(self.given)
+
+    def outputs(self) -> list[Tensor]:
+        return self.output
 
 
 def _parts(subject: Subject, call: Example) -> list[str]:
@@ -286,6 +289,10 @@ def _plain(model: nn.Module, call: Example) -> list[Tensor]:
 
 def _ask(model: nn.Module, call: Example) -> list[Tensor]:
     return tensors_of(cloned(call).run(model))
+
+
+def _tensors(call: Example) -> list[Tensor]:
+    return call.tensors
 
 
 def _uncloned(subject: Subject, call: Example) -> list[Tensor]:

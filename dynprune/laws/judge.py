@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune.errors import DynpruneError
-from dynprune.gate.results import TOLERANCE
+from dynprune.host.outputs import TOLERANCE
 from dynprune.laws.subject import Case, NotTriedError, Subject
 
 __all__ = ["Law", "Status", "Verdict", "difference", "judge"]

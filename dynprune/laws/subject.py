@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dynprune.example import Example
 from dynprune.gate import gates, set_execution, set_prune_ratio
-from dynprune.gate.results import tensors_of
+from dynprune.host.outputs import tensors_of
 from dynprune.laws.calls import cloned, joined, taken
 
 __all__ = ["Case", "NotTriedError", "Subject"]
@@ -62,16 +62,22 @@ class Subject:
         dense: the independent reference.
         calls: of the user's own.
         directory: where files may be written.
+        rows: of the batch that laws of batches run.
+        anew: the dense architecture, built a second time, with the same weights.
+        why_not_anew: the reason where there is none.
     """
 
     model: nn.Module
     dense: nn.Module
     calls: tuple[Example, ...]
     directory: Path
+    rows: int = ROWS
+    anew: nn.Module | None = None
+    why_not_anew: str = ""
 
     def mirrored(self) -> "Subject":
         """Return the dense model as a subject of its own: what it does, no law may ask more of."""
-        return Subject(self.dense, self.dense, self.calls, self.directory)
+        return replace(self, model=self.dense)
 
     def blurred(self, size: float, seed: int) -> "Subject":
         """Return a subject whose weights are off by rounding of this relative size."""
@@ -82,7 +88,7 @@ class Subject:
                 if parameter.is_floating_point():
                     noise = torch.randn(parameter.shape, generator=generator)
                     parameter.mul_(1.0 + size * noise.to(parameter))
-        return Subject(model, self.dense, self.calls, self.directory)
+        return replace(self, model=model)
 
     def run(self, call: Example, model: nn.Module | None = None) -> list[Tensor]:
         """Return the tensors of one call; chance falls alike in every call."""
@@ -96,13 +102,13 @@ class Subject:
     def batch(self) -> Example:
         """Return a batch of a few different rows: the user's own where their shapes agree."""
         for call in self.calls:
-            if call.batch >= ROWS:
-                return taken(call, range(ROWS))
+            if call.batch >= self.rows:
+                return taken(call, range(self.rows))
         for first in range(len(self.calls)):
-            alike = joined(self.calls[first : first + ROWS])
-            if alike is not None and alike.batch >= ROWS:
-                return taken(alike, range(ROWS))
-        return self.calls[0].batched(ROWS)
+            alike = joined(self.calls[first : first + self.rows])
+            if alike is not None and alike.batch >= self.rows:
+                return taken(alike, range(self.rows))
+        return self.calls[0].batched(self.rows)
 
     @contextmanager
     def skipping_nothing(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dynprune.laws import batches, calling, equality, sequences, weights, written
 from dynprune.laws.judge import Law
 
-__all__ = ["EXPORT_LAWS", "LAWS", "QUICK_LAWS"]
+__all__ = ["EXPORT_LAWS", "LAWS"]
 
 LAWS: Mapping[str, Law] = {
     "nothing skipped equals dense": equality.nothing_skipped,
@@ -38,6 +38,7 @@ LAWS: Mapping[str, Law] = {
     "train and eval": weights.modes,
     "state dicts": weights.state_dicts,
     "save and load": written.saved_and_loaded,
+    "restored equals built anew": written.built_anew,
 }
 """Every law that is tried by default, in the order in which it is told."""
 
@@ -47,14 +48,3 @@ EXPORT_LAWS: Mapping[str, Law] = {
     "onnx": written.written_as_onnx,
 }
 """Laws that trace the model, which takes longer."""
-
-QUICK_LAWS: Mapping[str, Law] = {
-    name: LAWS[name]
-    for name in (
-        "nothing skipped equals dense",
-        "compact equals masked",
-        "rows alone",
-        "rows shuffled",
-    )
-}
-"""Laws that every gated model is held to before it is handed out."""

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from dynprune.example import Example
 from dynprune.gate import gate_parameters, is_gated, remove, set_execution, set_prune_ratio
 from dynprune.laws.equality import values_are_trained
 from dynprune.laws.subject import Case, Subject, answer
@@ -100,7 +101,7 @@ def copies(subject: Subject) -> Iterator[Case]:
     for number, call in enumerate((*subject.calls, subject.batch), 1):
         yield Case(
             f"call {number}",
-            lambda call=call: answer(subject.copy(), call),
+            partial(_of_copy, subject, call),
             partial(subject.run, call),
             exact=True,
         )
@@ -114,6 +115,10 @@ def copies(subject: Subject) -> Iterator[Case]:
         return subject.run(subject.batch)
 
     yield Case("after its copy was changed", after, partial(subject.run, subject.batch), exact=True)
+
+
+def _of_copy(subject: Subject, call: Example) -> list[Tensor]:
+    return answer(subject.copy(), call)
 
 
 def modes(subject: Subject) -> Iterator[Case]:

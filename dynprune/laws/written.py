@@ -2,21 +2,22 @@
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dynprune import storage
 from dynprune.errors import DynpruneError, UsageError
+from dynprune.example import Example
 from dynprune.gate import is_gated
 from dynprune.laws.calls import cloned
 from dynprune.laws.subject import Case, NotTriedError, Subject, answer
-from dynprune.provenance import provenance_of
+from dynprune.models import storage
+from dynprune.models.provenance import provenance_of
 
-__all__ = ["compiled", "exported", "saved_and_loaded", "written_as_onnx"]
+__all__ = ["built_anew", "compiled", "exported", "saved_and_loaded", "written_as_onnx"]
 
 
 def saved_and_loaded(subject: Subject) -> Iterator[Case]:
@@ -39,11 +40,15 @@ def saved_and_loaded(subject: Subject) -> Iterator[Case]:
     for number, call in enumerate((*subject.calls, subject.batch), 1):
         yield Case(
             f"call {number}",
-            lambda call=call: answer(loaded(), call),
+            partial(_of_loaded, loaded, call),
             partial(subject.run, call),
             own=True,
             exact=True,
         )
+
+
+def _of_loaded(loaded: Callable[[], nn.Module], call: Example) -> list[Tensor]:
+    return answer(loaded(), call)
 
 
 class _UnreadableError(Exception):
@@ -63,29 +68,40 @@ def _blank(dense: nn.Module) -> nn.Module:
 def exported(subject: Subject) -> Iterator[Case]:
     """A program of torch.export answers as the model does."""
     for number, call in enumerate((*subject.calls, subject.batch), 1):
+        yield Case(f"call {number}", partial(_exported, subject, call), partial(subject.run, call))
 
-        def found(call=call) -> list[Tensor]:  # type: ignore[no-untyped-def]
-            used = cloned(call)
-            program = torch.export.export(
-                subject.copy(), used.args, dict(used.kwargs), strict=False
-            )
-            return answer(program.module(check_guards=False), call)
 
-        yield Case(f"call {number}", found, partial(subject.run, call))
+def _exported(subject: Subject, call: Example) -> list[Tensor]:
+    used = cloned(call)
+    with torch.no_grad():
+        program = torch.export.export(subject.copy(), used.args, dict(used.kwargs), strict=False)
+    return answer(program.module(), call)
 
 
 def compiled(subject: Subject) -> Iterator[Case]:
-    """A compiled model answers as the model does."""
-    for number, call in enumerate((*subject.calls, subject.batch), 1):
+    """A compiled model answers as the model does, for inputs of every size in turn."""
+    calls = (*subject.calls, subject.batch)
 
-        def found(call=call) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    def found() -> list[Tensor]:
+        torch.compiler.reset()
+        try:
+            model = subject.copy()
+            model.compile(backend="eager")
+            return [tensor for call in calls for tensor in answer(model, call)]
+        finally:
             torch.compiler.reset()
-            try:
-                return answer(torch.compile(subject.copy(), backend="eager"), call)
-            finally:
-                torch.compiler.reset()
 
-        yield Case(f"call {number}", found, partial(subject.run, call))
+    yield Case("every call", found, lambda: [t for call in calls for t in subject.run(call)])
+
+
+def built_anew(subject: Subject) -> Iterator[Case]:
+    """What is restored is the architecture that is built anew, with its weights."""
+    anew = subject.anew
+    if anew is None:
+        raise NotTriedError(subject.why_not_anew or "the model was not built a second time")
+    for number, call in enumerate((*subject.calls, subject.batch), 1):
+        dense, again = partial(subject.run, call, subject.dense), partial(subject.run, call, anew)
+        yield Case(f"call {number}", dense, again, own=True)
 
 
 def written_as_onnx(subject: Subject) -> Iterator[Case]:
