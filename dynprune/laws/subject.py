@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.gate import gates, set_execution, set_prune_ratio
+from dynprune.gate import gate_parameters, gates, set_execution, set_prune_ratio
 from dynprune.host.outputs import tensors_of
 from dynprune.laws.calls import cloned, joined, taken
 
@@ -80,12 +80,13 @@ class Subject:
         return replace(self, model=self.dense)
 
     def blurred(self, size: float, seed: int) -> "Subject":
-        """Return a subject whose weights are off by rounding of this relative size."""
+        """Return a subject whose weights, not those of its gates, are off by such rounding."""
         model = self.copy()
         generator = torch.Generator().manual_seed(seed)
+        gating = {id(parameter) for parameter in gate_parameters(model)}
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.is_floating_point():
+                if parameter.is_floating_point() and id(parameter) not in gating:
                     noise = torch.randn(parameter.shape, generator=generator)
                     parameter.mul_(1.0 + size * noise.to(parameter))
         return replace(self, model=model)

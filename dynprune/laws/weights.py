@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.gate import gate_parameters, is_gated, remove, set_execution, set_prune_ratio
+from dynprune.gate import gate_parameters, gates, is_gated, remove, set_execution, set_prune_ratio
 from dynprune.laws.equality import values_are_trained
 from dynprune.laws.subject import Case, Subject, answer
 
@@ -17,34 +17,48 @@ __all__ = ["changed_weights", "copies", "modes", "state_dicts"]
 
 def changed_weights(subject: Subject) -> Iterator[Case]:
     """However weights are changed, the next call computes with the new ones."""
+    trained = values_are_trained(subject.model)
     for name, change in CHANGES.items():
-
-        def changed(change: Callable[[nn.Module], None] = change) -> nn.Module:
-            model = subject.copy()
-            answer(model, subject.batch)  # whatever may be kept of the old weights is kept now
-            change(model)
-            return model
-
-        def found(make: Callable[[], nn.Module] = changed) -> list[Tensor]:
-            return answer(make(), subject.batch)
-
-        def anew(make: Callable[[], nn.Module] = changed) -> list[Tensor]:
-            model = copy.deepcopy(make())
-            model.train()
-            return answer(model.eval(), subject.batch)
-
-        def whole(make: Callable[[], nn.Module] = changed) -> list[Tensor]:
-            model = make()
-            set_prune_ratio(model, 0.0)
-            return answer(model, subject.batch)
-
-        def dense(make: Callable[[], nn.Module] = changed) -> list[Tensor]:
-            model = make()
-            return answer(remove(model) if is_gated(model) else model, subject.batch)
-
-        yield Case(f"by {name}", found, anew)
-        if not values_are_trained(subject.model):
+        changed = cache(partial(_changed, subject, change))
+        found = partial(_answer_of, changed, subject.batch)
+        yield Case(f"by {name}", found, partial(_answer_anew, changed, subject.batch), blur=0.0)
+        if not trained:
+            whole = partial(_whole_answer, changed, subject.batch)
+            dense = partial(_dense_answer, changed, subject.batch)
             yield Case(f"by {name}, nothing skipped", whole, dense)
+
+
+def _changed(subject: Subject, change: Callable[[nn.Module], None]) -> nn.Module:
+    model = subject.copy()
+    answer(model, subject.batch)  # whatever may be kept of the old weights is kept now
+    change(model)
+    return model
+
+
+def _answer_of(changed: Callable[[], nn.Module], call: Example) -> list[Tensor]:
+    return answer(changed(), call)
+
+
+def _answer_anew(changed: Callable[[], nn.Module], call: Example) -> list[Tensor]:
+    """Return the answer of a copy that nothing was kept in: training mode keeps nothing."""
+    model = copy.deepcopy(changed())
+    model.train()
+    return answer(model.eval(), call)
+
+
+def _whole_answer(changed: Callable[[], nn.Module], call: Example) -> list[Tensor]:
+    model = changed()
+    before = {name: gate.prune_ratio for name, gate in gates(model).items()}
+    set_prune_ratio(model, 0.0)
+    found = answer(model, call)
+    for name, gate in gates(model).items():
+        gate.set_prune_ratio(before[name])
+    return found
+
+
+def _dense_answer(changed: Callable[[], nn.Module], call: Example) -> list[Tensor]:
+    model = copy.deepcopy(changed())
+    return answer(remove(model) if is_gated(model) else model, call)
 
 
 def _noise(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
