@@ -79,6 +79,10 @@ class Subject:
         """Return the dense model as a subject of its own: what it does, no law may ask more of."""
         return replace(self, model=self.dense)
 
+    def apart(self) -> "Subject":
+        """Return a subject of copies: for laws whose calls may change a model's own settings."""
+        return replace(self, model=self.copy(), dense=copy.deepcopy(self.dense))
+
     def blurred(self, size: float, seed: int) -> "Subject":
         """Return a subject whose weights, not those of its gates, are off by such rounding."""
         model = self.copy()

@@ -15,8 +15,10 @@ from dynprune.example import Example
 from dynprune.gate import GroupPlan, inject, is_gated, plan_groups, remove
 from dynprune.graph import Grouping, find_groups
 from dynprune.host.modes import keeping_buffers
+from dynprune.laws import note_dense
 from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
 from dynprune.pipeline.arguments import gate_configs, picture_arguments
+from dynprune.pipeline.check import require_laws
 from dynprune.planning.calibrate import calibrate, start_from_weights
 from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
 from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensitivity
@@ -46,6 +48,8 @@ def apply_recipe(
 
     Raises:
         NoMatchError: where a target matches nothing, or no group at all can be gated.
+        LawError: where the gated model is not the dense one with nothing skipped, or a small call
+            shows that it would be wrong otherwise.
     """
     model = loaded.module
     removed: list[Rewrite] = []
@@ -57,6 +61,7 @@ def apply_recipe(
             model, loaded.example, found, calibration, align=recipe.apply.gate.align
         )
         logger.info("Removed %d neurons of type III.", sum(len(r.details["dead"]) for r in removed))
+    note = note_dense(model, loaded.example)
     with keeping_buffers(model):
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
     try:
@@ -76,6 +81,7 @@ def apply_recipe(
             count = calibrate(model, calibration)
             logger.info("Calibrated the gates on %d inputs.", count)
             if recipe.apply.calibration.refit:
+                require_laws(model, note, whole=True)  # a refit changes what is dense
                 count = refit_consumers(model, calibration)
                 logger.info("Refitted %d layers that read gated neurons.", count)
         elif recipe.apply.gate.start == "informed":
@@ -83,6 +89,8 @@ def apply_recipe(
                 "No data was given: neurons are ordered by their weights and skipped ones stand "
                 "at zero. Give --data to calibrate."
             )
+        refitted = calibration is not None and recipe.apply.calibration.refit
+        require_laws(model, note, whole=not refitted)
     except BaseException:
         if is_gated(model):
             remove(model)
