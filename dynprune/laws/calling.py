@@ -158,7 +158,7 @@ def inputs_untouched(subject: Subject) -> Iterator[Case]:
 
         def left(call: Example = call) -> list[Tensor]:
             used = cloned(call)
-            _plain(subject.model, used)
+            _uncloned(subject, used)
             return used.tensors
 
         yield Case(f"call {number}", left, partial(_tensors, call), exact=True)

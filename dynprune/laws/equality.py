@@ -161,8 +161,9 @@ def autocast(subject: Subject) -> Iterator[Case]:
             return answer(model, call)
 
     def found() -> list[Tensor]:
-        with subject.skipping_nothing():
-            return under(subject.model)
+        model = subject.copy()
+        set_prune_ratio(model, 0.0)
+        return under(model)
 
     def after() -> list[Tensor]:
         model = subject.copy()
