@@ -204,7 +204,7 @@ def _changed_from(wanted: str, kept: int) -> Callable[[str, Tensor], Tensor]:
             later += noise.to(later) * leaf.std().clamp_min(0.1)
         else:
             values = leaf.unique()
-            place = torch.searchsorted(values, later)
+            place = torch.searchsorted(values, later.contiguous())
             later.copy_(values[(place + 1) % len(values)])
         return leaf
 
