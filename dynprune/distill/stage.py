@@ -177,17 +177,22 @@ class Objective(nn.Module):
         """
         assert self.stage is not None
         assert self._observer is not None
-        seen = self._observer(inputs)
+        values: list[Tensor] = []
+
+        def note(gated: gate.Observation) -> None:
+            if gated.values is not None:
+                values.append(gated.values)
+
+        with gate.observing(note):
+            seen = self._observer(inputs)
         parts: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         for term in self.stage.losses:
             value = self._term(term, seen, target, labels, label_total)
             parts[_free_name(term.type, parts)] = value.detach()
             weighted.append(term.weight * value)
-        values = [g.values for g in gate.gates(self.student).values()] if self.penalties else []
-        gated = [value for value in values if value is not None]
         for penalty in self.penalties:
-            value = gate_l1(gated).to(weighted[0].device)
+            value = gate_l1(values).to(weighted[0].device)
             parts[penalty.type] = value.detach()
             weighted.append(penalty.weight * value)
         return torch.stack(weighted).sum(), parts

@@ -178,9 +178,6 @@ def _traced(
     except Exception as error:  # any model may refuse to be traced, in its own words
         logger.info("torch.export: %s", error)
         return None
-    finally:
-        for gate in gates(model).values():
-            gate.forget()  # tensors without data
 
 
 def _decoder_form(target: Target, *, fixed_size: bool) -> AbstractContextManager[None]:

@@ -169,7 +169,6 @@ def _timed(
 
         def change(form: str) -> float:
             for gate in found:
-                gate.call.instances = call.batch
                 forms[form](gate)
             return statistics.mean(gate.keep_ratio for gate in found)
 

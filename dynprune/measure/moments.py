@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.gate.binding import Binding
+from dynprune.gate.call import Observation, observing
 from dynprune.gate.execution import set_execution
 from dynprune.gate.inject import gates
 from dynprune.gate.instances import to_instances
-from dynprune.gate.linear import DynamicLinear, Port
+from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.gate.predictor import pool_tokens
 from dynprune.host.modes import at_inference
 
 __all__ = ["NeuronMoments", "dense_function", "measure", "ports_of", "weight_norm"]
@@ -57,6 +60,7 @@ class _Tally:
     first: list[Tensor] = field(default_factory=list)
     second: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
+    summaries: list[Tensor] = field(default_factory=list)
 
 
 def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMoments]:
@@ -66,18 +70,20 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
         UsageError: where ``calls`` is empty.
     """
     tallies = {name: _Tally() for name in gates(model)}
-    summaries: dict[str, Tensor] = {}
-    with at_inference(model), dense_function(model), ExitStack() as stack:
+    by_members = {gate.members: name for name, gate in gates(model).items()}
+
+    def summarise(seen: Observation) -> None:
+        if (name := by_members.get(seen.neurons)) is not None:
+            pool = gates(model)[name].config.pool
+            tallies[name].summaries.append(pool_tokens(seen.tokens, pool, seen.real))
+
+    with at_inference(model), dense_function(model), observing(summarise), ExitStack() as stack:
         for name, gate in gates(model).items():
-            gate.state.summaries = []
             stack.enter_context(_watch(model, gate, tallies[name]))
         count = 0
         for call in calls:
             call.run(model)
             count += 1
-        for name, gate in gates(model).items():
-            summaries[name] = torch.cat(gate.state.summaries or [torch.empty(0)])
-            gate.state.summaries = None
     if not count:
         raise UsageError("Calibration needs at least one input, got none.")
     return {
@@ -85,7 +91,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
             first=torch.cat(tally.first),
             second=torch.cat(tally.second),
             queries=torch.cat(tally.queries) if tally.queries else None,
-            summaries=summaries[name],
+            summaries=torch.cat(tally.summaries or [torch.empty(0)]),
             reach=_reach(model, gates(model)[name]),
         )
         for name, tally in tallies.items()
@@ -104,7 +110,6 @@ def dense_function(model: nn.Module) -> Iterator[None]:
     finally:
         for name, gate in gates(model).items():
             ratio, gate.requested = before[name]
-            gate.state.summaries = None
             gate.set_prune_ratio(ratio)
 
 
@@ -122,7 +127,7 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
                 module: DynamicLinear,
                 _args: tuple[Tensor, ...],
                 y: Tensor,
-                port: Port = port,
+                port: Binding = port,
                 column: int = column,
                 into: list[Tensor] | None = into,
             ) -> None:
@@ -150,35 +155,36 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
             handle.remove()
 
 
-def _neurons(layer: DynamicLinear, x: Tensor, port: Port, gate: NeuronGate) -> Tensor:
+def _neurons(layer: DynamicLinear, x: Tensor, port: Binding, gate: NeuronGate) -> Tensor:
     """Give (B, T, neurons, m): a layer's input or output, neuron by neuron."""
     if layer.layout == "pointwise":
         x = x.movedim(1, -1)
-    tokens = to_instances(x, gate.selection.index.shape[0], gate.layout)
+    batch = gate.members.scope.current().selection(gate.members).batch
+    tokens = to_instances(x, batch, gate.layout)
     return tokens[..., None] if port.index is None else tokens[..., getattr(layer, port.index)]
 
 
 def _over_tokens(x: Tensor, gate: NeuronGate) -> Tensor:
     """Average (B, T, neurons) over the tokens that are not padding, (B, neurons)."""
-    real = gate.real_tokens(x)
+    real = gate.members.scope.current().real(x)
     if real is None:
         return x.mean(1)
     weight = real.to(x.dtype)[..., None]
     return (x * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
 
-def ports_of(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicLinear, Port]]:
+def ports_of(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicLinear, Binding]]:
     """Give the layers that make or read a gate's neurons, in the order of the group's record."""
     return [
         (layer, port)
         for layer in model.modules()
         if isinstance(layer, DynamicLinear)
         for port in getattr(layer, side)
-        if port.gate is gate
+        if port.neurons is gate.members
     ]
 
 
-def weight_norm(layer: DynamicLinear, port: Port, dim: int) -> Tensor:
+def weight_norm(layer: DynamicLinear, port: Binding, dim: int) -> Tensor:
     """Give each neuron's weight norm in a layer: of its rows (dim 1) or its columns (dim 0)."""
     square = layer.matrix.detach().square().sum(dim)
     if port.index is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import gates, is_gated, set_execution
+from dynprune.gate import gates, is_gated, recording, set_execution
 from dynprune.host.modes import at_inference
 from dynprune.measure.moments import measure
 from dynprune.measure.overlap import Overlap, WorldOverlap, overlap_between, overlap_of
@@ -245,9 +245,10 @@ def _kept_sets(model: nn.Module, calls: Sequence[Example], tell: Progress) -> di
         set_execution(model, "compact")
         with at_inference(model):
             for index, call in enumerate(calls):
-                call.run(model)
-                for name, gate in gates(model).items():
-                    found[name].append(gate.mask)
+                with recording() as seen:
+                    call.run(model)
+                for name, (observation,) in seen.items():
+                    found[name].append(observation.selection.keep)
                 tell(index + 1, 2 * len(calls))
     finally:
         for name, gate in gates(model).items():

@@ -18,7 +18,7 @@ from torch import nn
 
 from dynprune.errors import DynpruneError, InputError, OutputError
 from dynprune.files import written_directory
-from dynprune.gate import GroupPlan, attached, gates, inject, is_gated
+from dynprune.gate import GroupPlan, attached, fold_means, gates, inject, is_gated
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
 from dynprune.models.manifest import MANIFEST, SCHEMA, read_manifest
@@ -29,6 +29,7 @@ from dynprune.rewrite import Rewrite, reapply
 __all__ = ["environment", "load", "save", "write_model"]
 
 WEIGHTS = "model.safetensors"
+OFFSET = ".offset"  # how the buffers that hold folded means are called
 CARD = "README.md"
 _LEAST_WIDEST = 1024
 _SLACK = 1 << 20  # parameters that an architecture may have and its rewritten form need not
@@ -233,7 +234,11 @@ def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     try:
-        load_weights(model, str(path))
+        missing, unexpected = load_weights(model, str(path), strict=False)
+        if unexpected or any(not name.endswith(OFFSET) for name in missing):
+            raise RuntimeError(f"its tensors are not the model's: {[*missing, *unexpected][:3]}")
+        if missing:  # files of earlier versions hold the means alone
+            fold_means(model)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
+from dynprune.gate.compensation import fold_means
 from dynprune.gate.inject import gates
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.measure.moments import measure, ports_of, weight_norm
@@ -63,6 +64,7 @@ def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = Tru
                 logger.debug("%s: the input explains %.2f of its energies", name, gained)
                 if gained > 0 and gate.config.mode == "value":
                     gate.beta.fill_(1e-3)
+    fold_means(model)
     return inputs
 
 

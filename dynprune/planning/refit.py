@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.gate.call import Observation, observing
+from dynprune.gate.inject import gates
 from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.gate.predictor import pool_tokens
 from dynprune.gate.topr import keep_mask, top_r
 from dynprune.host.modes import at_inference
 from dynprune.measure.moments import dense_function
@@ -76,25 +79,23 @@ def refit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float 
     count = 0
     with at_inference(model), torch.no_grad(), dense_function(model), ExitStack() as stack:
         for layer, gate in readers.items():
-            gate.state.summaries = []
             stack.enter_context(_watch(layer, gate, kept[gate], sums[layer]))
         for call in calls:
             call.run(model)
             count += 1
-            for gate in kept:
-                gate.state.summaries = []
     if not count:
         raise UsageError("Refitting needs at least one input, got none.")
     with torch.no_grad():
-        for layer, gate in readers.items():
-            _solve(layer, gate, sums[layer], ridge)
+        for layer in readers:
+            _solve(layer, sums[layer], ridge)
     return len(readers)
 
 
 def _readers(model: nn.Module) -> dict[DynamicLinear, NeuronGate]:
     """Give the layers that read the whole of one gate's neurons and nothing else."""
+    owners = {gate.members: gate for gate in gates(model).values()}
     return {
-        layer: layer.reads[0].gate
+        layer: owners[layer.reads[0].neurons]
         for layer in model.modules()
         if isinstance(layer, DynamicLinear)
         and len(layer.reads) == 1
@@ -113,13 +114,18 @@ def _empty(gate: NeuronGate) -> _Sums:
 @contextmanager
 def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: _Sums) -> Iterator[None]:
     """Add up the moments of every call while the block runs."""
+    masks: Tensor | None = None
+
+    def note(seen: Observation) -> None:
+        nonlocal masks
+        if seen.neurons is gate.members:
+            masks = _masks(gate, pool_tokens(seen.tokens, gate.config.pool, seen.real), kept)
 
     def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
         x = args[0].movedim(1, -1) if module.layout == "pointwise" else args[0]
-        tokens = to_instances(x, gate.selection.index.shape[0], gate.layout)  # (B, T, neurons)
-        assert gate.state.summaries
-        masks = _masks(gate, gate.state.summaries[-1], kept)
-        real = gate.real_tokens(tokens)
+        assert masks is not None
+        tokens = to_instances(x, len(masks), gate.layout)  # (B, T, neurons)
+        real = gate.members.scope.current().real(tokens)
         for row, mask in enumerate(masks):
             z = tokens[row] if real is None else tokens[row][real[row].bool()]
             if gate.mean is not None:
@@ -135,24 +141,21 @@ def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: _Sums) -> It
 
     handle = layer.register_forward_pre_hook(before)
     try:
-        yield
+        with observing(note):
+            yield
     finally:
         handle.remove()
 
 
 def _masks(gate: NeuronGate, summary: Tensor, kept: int) -> Tensor:
     """Give (B, neurons): the factors that these inputs' neurons would have at the final ratio."""
-    f = summary.new_zeros(len(summary), gate.neurons)
-    if gate.predictor is not None:
-        f = gate.predictor(summary)
-    precise = torch.promote_types(f.dtype, torch.float32)
-    mask = keep_mask(top_r(gate.prior + f, kept, gate.segments), gate.neurons, precise)
-    if gate.predictor is not None and gate.config.mode == "value":
-        mask = mask * (1.0 + gate.beta * f)
-    return mask
+    output = gate.scores_of(summary)
+    precise = torch.promote_types(output.scores.dtype, torch.float32)
+    mask = keep_mask(top_r(output.scores, kept, gate.segments), gate.neurons, precise)
+    return mask if output.factor is None else mask * output.factor
 
 
-def _solve(layer: DynamicLinear, gate: NeuronGate, sums: _Sums, ridge: float) -> None:
+def _solve(layer: DynamicLinear, sums: _Sums, ridge: float) -> None:
     """Set the layer's weight and bias to the minimum, in place."""
     weight, count = layer.matrix.double(), sums.tokens
     whole, part = sums.whole_mean / count, sums.kept_mean / count
@@ -165,8 +168,6 @@ def _solve(layer: DynamicLinear, gate: NeuronGate, sums: _Sums, ridge: float) ->
     system = kept + hold * torch.eye(len(kept), dtype=kept.dtype, device=kept.device)
     new = torch.linalg.solve(system, (weight @ across + hold * weight).t()).t()
     shift = weight @ whole - new @ part
-    if gate.mean is not None:  # the layer adds W mu itself
-        shift = shift + (weight - new) @ gate.mean.double()
     assert layer.bias is not None
     layer.bias.add_(shift.to(layer.bias))
     new = new.t() if layer.layout == "transposed" else new

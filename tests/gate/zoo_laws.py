@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.gate import GateConfig, gate_model, gates, set_execution
+from dynprune.gate import (
+    GateConfig,
+    GateOutput,
+    fold_means,
+    forcing,
+    gate_model,
+    gates,
+    set_execution,
+)
 from dynprune.gate.inject import Attachment
 from dynprune.graph import Grouping, find_groups
 from dynprune.host.modes import at_inference
@@ -47,17 +55,16 @@ def gated_animal(
 def forced(model: nn.Module, instances: int, seed: int = 0) -> Iterator[None]:
     """Give every instance its own random mask and values, and every skipped neuron a mean."""
     random = torch.Generator().manual_seed(seed)
+    outputs = {}
     for gate in gates(model).values():
         scores = torch.rand(instances, gate.neurons, generator=random)
         factor = torch.rand(instances, gate.neurons, generator=random) + 0.5
-        gate.force(scores.to(gate.prior), factor.to(gate.prior))
+        outputs[gate.members] = GateOutput(scores.to(gate.prior), factor.to(gate.prior))
         if gate.mean is not None:
             gate.mean.data.copy_(torch.randn(gate.neurons, generator=random))
-    try:
+    fold_means(model)
+    with forcing(outputs):
         yield
-    finally:
-        for gate in gates(model).values():
-            gate.force(None)
 
 
 def gate_all(model, example):

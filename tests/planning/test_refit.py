@@ -8,7 +8,7 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import GateConfig, gate_model, gates, set_execution
+from dynprune.gate import GateConfig, gate_model, gates, recording, set_execution
 from dynprune.graph import find_groups
 from dynprune.planning.calibrate import calibrate
 from dynprune.planning.refit import refit_consumers
@@ -57,13 +57,13 @@ def test_no_weight_and_bias_come_nearer_to_the_dense_output(order, compensation)
     for call in calls:
         (x,) = call.tensors
         hidden = torch.relu(x @ model.up.weight.detach().t() + model.up.bias.detach())
-        call.run(model)
-        factor = gate.mask.double()[:, None]
+        with recording() as seen:
+            call.run(model)
+        ((found,),) = seen.values()
+        factor = found.selection.keep.double()[:, None]
         if order == "dynamic":
-            chosen = torch.zeros_like(gate.mask)
-            factor = chosen.scatter(
-                1, gate.selection.index, gate.selection.value.detach()
-            ).double()[:, None]
+            assert found.output.factor is not None
+            factor = factor * found.output.factor.detach().double()[:, None]
         mean = 0.0 if gate.mean is None else gate.mean
         off = (hidden - mean) * factor
         rows.append(torch.cat([off, torch.ones_like(off[..., :1])], -1).flatten(0, 1).double())
