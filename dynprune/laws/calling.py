@@ -184,6 +184,8 @@ def parts_alone(subject: Subject) -> Iterator[Case]:
                 handle.remove()
 
         def alone(part: nn.Module = part, seen: _Seen = seen) -> list[Tensor]:
+            if seen.given.batch != batch.batch:
+                raise NotTriedError("its rows are parts of inputs: windows, frames, channels")
             subject.run(rows_of(batch)[0])  # what another call brought is not this one's
             return answer(part, seen.call())
 
