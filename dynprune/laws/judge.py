@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynprune.errors import DynpruneError
+from dynprune.host.failures import first_line, reraise_ours
 from dynprune.host.outputs import TOLERANCE
 from dynprune.laws.subject import Case, NotTriedError, Subject
 
@@ -123,14 +124,16 @@ class _Dense:
             case = self._cases[label]
             return differences(case.found(), case.wanted())
         except Exception as error:  # the dense model's own code refuses in its own ways
-            return f"the dense model does not do this: {_line(error)}"
+            reraise_ours(error)
+            return f"the dense model does not do this: {first_line(error)}"
 
     def why_not(self) -> str | None:
         """Return why the law cannot even be put to the dense model, or None."""
         try:
             list(self._law(self._subject))
         except Exception as error:  # as above
-            return f"the dense model does not do this: {_line(error)}"
+            reraise_ours(error)
+            return f"the dense model does not do this: {first_line(error)}"
         return None
 
 
@@ -146,7 +149,7 @@ def _try(case: Case, law: Law, subject: Subject, dense: _Dense, verdict: Verdict
         if isinstance(theirs, str):
             verdict.excused.append(f"{case.label}: {theirs}")
         elif isinstance(error, DynpruneError):
-            verdict.refused.append(f"{case.label}: {_line(error)}")
+            verdict.refused.append(f"{case.label}: {first_line(error)}")
         else:
             logger.debug("%s: %s", verdict.name, case.label, exc_info=error)
             verdict.broken.append(f"{case.label}: {_raised(error)}")
@@ -243,9 +246,4 @@ def difference(found: Tensor, wanted: Tensor) -> float:
 
 
 def _raised(error: Exception) -> str:
-    return f"raises {type(error).__name__}: {_line(error)}"
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+    return f"raises {type(error).__name__}: {first_line(error)}"

@@ -150,8 +150,12 @@ def _raw(subject: Subject, kwargs: dict[str, Any]) -> Any:
 
 
 def _scores(output: Any) -> Tensor:
-    found = getattr(output, "logits", None)
-    return output.last_hidden_state if found is None else found
+    """Return what a decoder gives for every token."""
+    for name in ("logits", "last_hidden_state"):
+        found = getattr(output, name, None)
+        if isinstance(found, Tensor):
+            return found
+    raise NotTriedError("the model returns neither logits nor hidden states by name")
 
 
 def generated(subject: Subject) -> Iterator[Case]:
