@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 
 __all__ = [
+    "Later",
     "Padding",
     "by_position",
     "changed_later",
@@ -176,36 +177,55 @@ def _length_to(batch: int, length: int, wanted: int) -> Callable[[str, Tensor], 
     return change
 
 
-def changed_later(call: Example) -> Iterator[tuple[str, int, int, Example]]:
-    """Yield a sequence's name, its length, the tokens left alone, and the call with later ones new.
+@dataclass(frozen=True)
+class Later:
+    """A call with the later tokens of one sequence changed, and one with the earlier ones.
+
+    Attributes:
+        name: of the sequence, or its position.
+        length: its tokens.
+        kept: tokens before the later ones.
+        later: the call with new later tokens.
+        earlier: the call with new earlier tokens.
+    """
+
+    name: str
+    length: int
+    kept: int
+    later: Example
+    earlier: Example
+
+
+def changed_later(call: Example) -> Iterator[Later]:
+    """Yield changes of a call's sequences, from the middle on and of the last token alone.
 
     Sequences are the tensors (B, T) and (B, T, C) with at least 4 tokens that are no masks.
     """
-    batch = call.batch
-
     for name, leaf in named_tensors(call):
-        if leaf.dim() not in (2, 3) or not _in_rows(leaf, batch) or leaf.shape[1] < SHORTEST:
+        if leaf.dim() not in (2, 3) or not _in_rows(leaf, call.batch) or leaf.shape[1] < SHORTEST:
             continue
         if "mask" in name or (not leaf.is_floating_point() and int(leaf.max()) <= 1):
             continue
         length = leaf.shape[1]
         for kept in (length // 2, length - 1):
-            yield name, length, kept, _mapped(call, _changed_from(name, kept))
+            later = _mapped(call, _changed(name, slice(kept, None)))
+            earlier = _mapped(call, _changed(name, slice(0, kept)))
+            yield Later(name, length, kept, later, earlier)
 
 
-def _changed_from(wanted: str, kept: int) -> Callable[[str, Tensor], Tensor]:
+def _changed(wanted: str, tokens: slice) -> Callable[[str, Tensor], Tensor]:
     def change(name: str, leaf: Tensor) -> Tensor:
         if name != wanted:
             return leaf
         leaf = leaf.clone()
-        later = leaf[:, kept:]
+        part = leaf[:, tokens]
         if leaf.is_floating_point():
-            noise = torch.randn(later.shape, generator=torch.Generator().manual_seed(3))
-            later += noise.to(later) * leaf.std().clamp_min(0.1)
+            noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(3))
+            part += noise.to(part) * leaf.std().clamp_min(0.1)
         else:
             values = leaf.unique()
-            place = torch.searchsorted(values, later.contiguous())
-            later.copy_(values[(place + 1) % len(values)])
+            place = torch.searchsorted(values, part.contiguous())
+            part.copy_(values[(place + 1) % len(values)])
         return leaf
 
     return change

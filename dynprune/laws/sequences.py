@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from dynprune.example import Example
-from dynprune.laws.calls import Padding, by_position, changed_later, named_tensors, paddings
+from dynprune.laws.calls import Later, Padding, by_position, changed_later, named_tensors, paddings
 from dynprune.laws.equality import values_are_trained
+from dynprune.laws.judge import differences
 from dynprune.laws.subject import Case, NotTriedError, Subject
 
 __all__ = ["by_steps", "generated", "later_tokens", "mask_types", "padded_rows"]
 
 NEW_TOKENS = 4  # that are generated
+UNREACHED = 1e-6  # change over the largest magnitude that is rounding
 STEPS = 3  # tokens that are decoded one at a time
 
 
@@ -86,28 +88,46 @@ def _real_alone(subject: Subject, form: Padding, call: Example, label: str) -> C
 
 
 def later_tokens(subject: Subject) -> Iterator[Case]:
-    """Later tokens change no earlier output, wherever they do not in the dense model."""
+    """Later tokens change no earlier output, wherever they do not in the dense model.
+
+    A model in which no token ever reaches another is not held to it: a gate that chooses for a
+    whole input looks at all of its tokens.
+    """
     tried = False
     for cached in (None, True, False):
         call = subject.batch
         if cached is not None:
             call = Example(call.args, {**call.kwargs, "use_cache": cached})
-        for name, length, kept, other in changed_later(call):
-            label = f"{name} from token {kept + 1} on"
+        for change in changed_later(call):
+            label = f"{change.name} from token {change.kept + 1} on"
             label += "" if cached is None else f", use_cache={cached}"
-
-            def earlier(of: Example, length: int = length, kept: int = kept) -> list[Tensor]:
-                return _until(subject.run(of), length, kept)
-
             tried = True
-            yield Case(label, partial(earlier, other), partial(earlier, call))
+            yield Case(
+                label,
+                partial(_earlier, subject, change.later, change),
+                partial(_earlier_of_mixing, subject, call, change),
+            )
     if not tried:
         raise NotTriedError("the input has no sequence")
 
 
-def _until(outputs: Sequence[Tensor], length: int, kept: int) -> list[Tensor]:
-    """Return the first tokens of every output (B, T, ...) of this length."""
-    found = [t[:, :kept] for t in outputs if t.dim() >= 2 and t.shape[1] == length]
+def _earlier(subject: Subject, call: Example, change: Later) -> list[Tensor]:
+    return _tokens(subject.run(call), change.length, slice(0, change.kept))
+
+
+def _earlier_of_mixing(subject: Subject, call: Example, change: Later) -> list[Tensor]:
+    """Return the earlier outputs, where earlier tokens reach later ones in the dense model."""
+    after = slice(change.kept, None)
+    plain = _tokens(subject.run(call, subject.dense), change.length, after)
+    reached = _tokens(subject.run(change.earlier, subject.dense), change.length, after)
+    if all(error < UNREACHED for error in differences(reached, plain)):
+        raise NotTriedError("no token reaches another one in the dense model")
+    return _earlier(subject, call, change)
+
+
+def _tokens(outputs: Sequence[Tensor], length: int, tokens: slice) -> list[Tensor]:
+    """Return these tokens of every output (B, T, ...) of this length."""
+    found = [t[:, tokens] for t in outputs if t.dim() >= 2 and t.shape[1] == length]
     if not found:
         raise NotTriedError("no output has a value for every token")
     return found

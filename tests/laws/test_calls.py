@@ -88,13 +88,15 @@ def test_sequences_are_cut_and_lengthened_together(call):
     assert shapes == [(48, 24), (8, 24), (15, 21)]
 
 
-def test_later_tokens_alone_are_new(call):
-    for name, length, kept, other in changed_later(call):
-        before, after = call.kwargs["ids"], other.kwargs["ids"]
-        assert (name, length) == ("ids", 8)
-        assert torch.equal(before[:, :kept], after[:, :kept])
-        assert (before[:, kept:] != after[:, kept:]).all()
-    assert [kept for _, _, kept, _ in changed_later(call)] == [4, 7]
+def test_later_tokens_alone_are_new_or_earlier_ones(call):
+    changes = list(changed_later(call))
+    before = call.kwargs["ids"]
+    for change in changes:
+        later, earlier = change.later.kwargs["ids"], change.earlier.kwargs["ids"]
+        assert (change.name, change.length) == ("ids", 8)
+        assert ((before != later) == (torch.arange(8) >= change.kept)).all()
+        assert ((before != earlier) == (torch.arange(8) < change.kept)).all()
+    assert [change.kept for change in changes] == [4, 7]
 
 
 @pytest.mark.parametrize("given", [True, False])

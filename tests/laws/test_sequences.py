@@ -24,6 +24,14 @@ def test_a_look_into_the_future_is_found(subject, statuses):
     assert statuses(looks, "later tokens") == {"later tokens": "broken"}
 
 
+def test_a_model_whose_tokens_never_meet_is_not_held_to_it(tmp_path):
+    dense = torch.nn.Linear(6, 6)
+    subject = Subject(dense, dense, (Example((torch.randn(3, 8, 6),)),), tmp_path)
+    verdict = judge("later tokens", LAWS["later tokens"], subject)
+    assert verdict.status == "not tried"
+    assert "no token reaches another one" in verdict.detail
+
+
 class Forgetful(hf.GPT2LMHeadModel):
     """Decodes another way token by token than all at once."""
 
