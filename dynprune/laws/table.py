@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dynprune.laws import batches, calling, equality, sequences, weights, written
+from dynprune.laws import batches, calling, equality, sequences, weights, wrapping, written
 from dynprune.laws.judge import Law
 
 __all__ = ["EXPORT_LAWS", "LAWS"]
@@ -25,6 +25,9 @@ LAWS: Mapping[str, Law] = {
     "threads": calling.many_threads,
     "a call inside a call": calling.re_entered,
     "after an exception": calling.after_an_exception,
+    "inside another model": wrapping.inside_another_model,
+    "hooks": wrapping.hooks_called,
+    "functional calls": wrapping.functional_calls,
     "parts alone": calling.parts_alone,
     "arguments by position": calling.placed_arguments,
     "memory layouts": calling.layouts_of_inputs,

@@ -1,5 +1,6 @@
 """A small sound model, and forms of it that are each wrong in one situation alone."""
 
+import sys
 import threading
 import time
 
@@ -175,6 +176,30 @@ class Knowing(nn.Sequential):
 
     def forward(self, x):
         return super().forward(x) + (0.0 if self.inside else 1.0)
+
+
+class HookWrong(Net):
+    """Reads a layer's weights past the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Past(16, 4)
+
+
+class Past(nn.Linear):
+    def __call__(self, x):
+        return self.forward(x)
+
+
+class PairWrong(Net):
+    """Knows whether another model calls it."""
+
+    def wrong(self, points, mask, return_dict):
+        frame, callers = sys._getframe(), []
+        while frame is not None:
+            callers.append(type(frame.f_locals.get("self")).__name__)
+            frame = frame.f_back
+        return float("_Pair" in callers)
 
 
 class LayoutWrong(Net):

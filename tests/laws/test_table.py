@@ -20,13 +20,15 @@ DEFECTS = {
     nets.NestedWrong: {"a call inside a call"},
     nets.UntidyWrong: {"a call inside a call", "after an exception", "another size"},
     nets.PartWrong: {"parts alone"},
+    nets.HookWrong: {"hooks"},
+    nets.PairWrong: {"inside another model"},
     nets.LayoutWrong: {"memory layouts"},
     nets.WritesWrong: {"inputs untouched"},
     nets.GradWrong: {"gradient modes"},
     nets.DoubleWrong: {"double precision"},
     nets.HalfWrong: {"half precision"},
     nets.CastWrong: {"autocast"},
-    nets.StaleWrong: {"changed weights"},
+    nets.StaleWrong: {"changed weights", "functional calls"},
     nets.StateWrong: {"state dicts"},
 }
 
