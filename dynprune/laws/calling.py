@@ -219,8 +219,9 @@ def _parts(subject: Subject, call: Example) -> list[str]:
     model = subject.model
     counts: dict[str, int] = {}
     handles = []
-    names = [name for name, module in model.named_modules() if name and _is_large(name, module)]
-    known = dict(subject.dense.named_modules())
+    there = dict(model.named_modules())
+    parts = subject.dense.named_modules()
+    names = [name for name, part in parts if name in there and _is_large(name, part)]
     for name in names:
 
         def count(*_: Any, name: str = name) -> None:
@@ -232,14 +233,14 @@ def _parts(subject: Subject, call: Example) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    once = [name for name in names if counts.get(name) == 1 and name in known]
+    once = [name for name in names if counts.get(name) == 1]
     return sorted(once, key=lambda name: name.count("."))[:PARTS]
 
 
 def _is_large(name: str, module: nn.Module) -> bool:
     """Whether a module holds others and lies near the root, and so may be called alone."""
     within = [child for child in module.modules() if any(True for _ in child.parameters(False))]
-    return len(within) > 3 and name.count(".") < 4
+    return bool(name) and len(within) > 3 and name.count(".") < 4
 
 
 class _at_place:  # noqa: N801 - reads as a function where it is used
