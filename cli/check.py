@@ -22,7 +22,7 @@ from .options import (
     Weights,
     parse_size,
 )
-from .subject import find_recipe, load_subject, prepare
+from .subject import find_recipe, load_subject, picture_rules, prepare
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
@@ -66,16 +66,19 @@ def run(
     from .subject import choose_device
 
     place = choose_device(device)
-    dataset = open_dataset(data, split) if data is not None else None
     loaded = load_subject(model, followed, weights=weights, size=size, device=place)
+    rules = pictures = None
+    if data is not None:
+        rules = picture_rules(loaded, followed, terminal)
+        pictures = open_dataset(data, split, values=rules.values)
     if followed is not None and recipe is not None and not is_gated(loaded.module):
-        calibration = calibration_calls(dataset, followed, device=place) if dataset else None
+        calibration = None
+        if pictures is not None and rules is not None:
+            calibration = calibration_calls(pictures, followed, rules.preprocessing, device=place)
         apply_recipe(loaded, followed, calibration=calibration)
-    calls = (
-        [loaded.example]
-        if dataset is None
-        else list(check_calls(dataset, followed, loaded.example, device=place))
-    )
+    calls = [loaded.example]
+    if pictures is not None and rules is not None:
+        calls = list(check_calls(pictures, rules.preprocessing, loaded.example, device=place))
     with terminal.progress("check") as step:
         report = check_model(loaded, calls, export=export, progress=step)
     terminal.result(report.to_json(), laws_table(report), summary(report))

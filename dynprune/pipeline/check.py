@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dynprune.data import SegmentationData, normalise
+from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import DynpruneError, InputError, LawError, UsageError
 from dynprune.example import Example
 from dynprune.gate import is_gated, remove
@@ -28,8 +28,6 @@ from dynprune.laws import (
 )
 from dynprune.laws.subject import answer
 from dynprune.models import LoadedModel, build, provenance_of
-from dynprune.pipeline.arguments import picture_arguments
-from dynprune.recipe import Recipe
 from dynprune.rewrite import undo
 
 __all__ = ["CheckReport", "check_calls", "check_model", "dense_form", "require_laws"]
@@ -162,13 +160,13 @@ def _require_answers(dense: nn.Module, calls: Sequence[Example]) -> None:
 
 
 def check_calls(
-    data: SegmentationData, recipe: Recipe | None, example: Example, *, device: str = "cpu"
+    data: SegmentationData, preprocessing: Preprocessing, example: Example, *, device: str = "cpu"
 ) -> Iterator[Example]:
     """Yield calls with a data set's pictures, evenly over it, resized to the example's size.
 
     Args:
         data: where the pictures are.
-        recipe: how they are normalised.
+        preprocessing: how they go in.
         example: a call of the model with pictures (B, 3, H, W).
         device: where they go.
 
@@ -178,11 +176,9 @@ def check_calls(
     sizes = [t.shape[-2:] for t in example.tensors if t.dim() == 4]
     if not sizes:
         raise UsageError("--data holds pictures, and this model's example has none; leave it out")
-    pictures = picture_arguments(recipe)
     count = min(CALLS, len(data))
     for position in range(count):
-        image, _ = data.load(position * len(data) // count)
-        picture = normalise(image[None].to(device), pictures["mean"], pictures["std"])
+        picture = preprocessing(data.picture(position * len(data) // count), device)
         picture = F.interpolate(picture, tuple(sizes[0]), mode="bilinear", antialias=True)
         yield _with_picture(example, picture)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import dynprune
+from dynprune.data import Preprocessing
 from dynprune.errors import InputError, UsageError
 from dynprune.example import Example
 from dynprune.gate import gates, set_prune_ratio
@@ -59,13 +60,13 @@ class Pictures:
     def __len__(self):
         return 4
 
-    def load(self, index):
-        return torch.full((3, 6, 10), 60 * index, dtype=torch.uint8), torch.zeros(6, 10)
+    def picture(self, index):
+        return torch.full((3, 6, 10), 60 * index, dtype=torch.uint8)
 
 
 def test_pictures_of_a_data_set_come_in_the_size_of_the_example():
     example = Example((torch.randn(2, 3, 8, 8),), {"interpolate": True})
-    calls = list(check_calls(Pictures(), None, example))
+    calls = list(check_calls(Pictures(), Preprocessing(), example))
     assert [call.args[0].shape for call in calls] == [(1, 3, 8, 8)] * 3
     assert calls[0].kwargs == {"interpolate": True}
     levels = [float(call.args[0].mean()) for call in calls]
@@ -74,4 +75,4 @@ def test_pictures_of_a_data_set_come_in_the_size_of_the_example():
 
 def test_pictures_are_refused_where_the_model_takes_none():
     with pytest.raises(UsageError, match="leave it out"):
-        list(check_calls(Pictures(), None, Example((torch.randn(2, 8),))))
+        list(check_calls(Pictures(), Preprocessing(), Example((torch.randn(2, 8),))))
