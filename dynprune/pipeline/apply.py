@@ -1,19 +1,19 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from dynprune.data import Preprocessing, SegmentationData
-from dynprune.errors import NoMatchError
+from dynprune.errors import NoMatchError, UsageError
 from dynprune.example import Example
-from dynprune.gate import GroupPlan, inject, is_gated, plan_groups, remove
+from dynprune.gate import GroupPlan, attached, inject, is_gated, plan_groups, remove
 from dynprune.graph import Grouping, find_groups
-from dynprune.host.modes import keeping_buffers
 from dynprune.laws import note_dense
 from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
+from dynprune.models.provenance import without_place
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.pipeline.check import require_laws
 from dynprune.pipeline.pictures import preprocessing_of
@@ -23,7 +23,8 @@ from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensi
 from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
 from dynprune.recipe import Recipe, dump_recipe
-from dynprune.rewrite import Rewrite, rewrite, undo
+from dynprune.rewrite import Rewrite, count_made, rewrite, undo
+from dynprune.rewrite.narrow import why_narrow
 
 __all__ = ["apply_recipe", "calibration_calls", "restore"]
 
@@ -50,21 +51,20 @@ def apply_recipe(
             shows that it would be wrong otherwise.
     """
     model = loaded.module
-    removed: list[Rewrite] = []
-    put_back: Callable[[], None] | None = None
-    if recipe.apply.drop_dead:
-        calibration = list(calibration or ())
-        found = find_groups(model, loaded.example).groups
-        removed, put_back = drop_dead(
-            model, loaded.example, found, calibration, align=recipe.apply.gate.align
-        )
-        logger.info("Removed %d neurons of type III.", sum(len(r.details["dead"]) for r in removed))
-    note = note_dense(model, loaded.example)
-    with keeping_buffers(model):
-        rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
+    calibration = None if calibration is None else list(calibration)
+    refitted = 0
+    made = count_made(model)
     try:
+        removed: list[Rewrite] = []
+        if recipe.apply.drop_dead:
+            found = find_groups(model, loaded.example).groups
+            align = recipe.apply.gate.align
+            removed = drop_dead(model, loaded.example, found, calibration or (), align=align)
+            gone = sum(len(record.details["dead"]) for record in removed)
+            logger.info("Removed %d neurons of type III.", gone)
+        note = note_dense(model, loaded.example)
+        rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
         grouping = find_groups(model, loaded.example)
-        calibration = None if calibration is None else list(calibration)
         plans = _planned(model, loaded.example, recipe, grouping, calibration or ())
         record = inject(model, plans, seed=recipe.runtime.seed)
         refused = [plan for plan in record.plans if plan.mode == "refused"]
@@ -80,21 +80,16 @@ def apply_recipe(
             logger.info("Calibrated the gates on %d inputs.", count)
             if recipe.apply.calibration.refit:
                 require_laws(model, note, whole=True)  # a refit changes what is dense
-                count = refit_consumers(model, calibration)
-                logger.info("Refitted %d layers that read gated neurons.", count)
+                refitted = refit_consumers(model, calibration)
+                logger.info("Refitted %d layers that read gated neurons.", refitted)
         elif recipe.apply.gate.start == "informed":
             logger.warning(
                 "No data was given: neurons are ordered by their weights and skipped ones stand "
                 "at zero. Give --data to calibrate."
             )
-        refitted = calibration is not None and recipe.apply.calibration.refit
         require_laws(model, note, whole=not refitted)
     except BaseException:
-        if is_gated(model):
-            remove(model)
-        undo(model)
-        if put_back is not None:
-            put_back()
+        _take_back(model, made, untrained=True)
         raise
     set_provenance(
         model,
@@ -104,11 +99,28 @@ def apply_recipe(
             input_shape=tuple(loaded.example.tensors[0].shape),
             classes=loaded.classes,
             rewrites=tuple(rewrites),
-            recipe=dump_recipe(recipe),
+            recipe=dump_recipe(_without_places(recipe)),
             processor=loaded.processor,
+            refitted=refitted,
         ),
     )
     return model.eval()
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """Return the recipe as it may be written beside a model: no path of this machine is in it."""
+    if recipe.model is None or recipe.model.weights is None:
+        return recipe
+    weights = without_place(recipe.model.weights)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
+
+
+def _take_back(model: nn.Module, made: int = 0, *, untrained: bool = False) -> None:
+    """Take gates and rewrites out of a model, the latest change first, in place."""
+    if is_gated(model):
+        undo(model, max(made, attached(model).made))  # what was refitted, while it is gated
+        remove(model, untrained=untrained)
+    undo(model, made)
 
 
 def _planned(
@@ -133,18 +145,36 @@ def _planned(
     return refuse_whole(plans) if saves_time else plans
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
     """Take gates and rewrites out of a model, in place: what is left is dense.
+
+    Args:
+        model: gated or rewritten.
+        keep_refitted: take the weights that `apply` refitted for the dense ones, where the model
+            was loaded from files, in which the dense ones are not.
 
     Returns:
         The model. Untrained, it is the one that was gated, bit for bit; trained, it is the dense
         model with the student's weights.
+
+    Raises:
+        UsageError: the model was loaded from files, and its dense weights are not in them.
     """
-    if is_gated(model):
-        remove(model)
-    undo(model)
     known = provenance_of(model)
-    set_provenance(model, replace(known, rewrites=(), recipe=None))
+    if known.from_files:
+        if (gone := why_narrow(known.rewrites)) is not None:
+            raise UsageError(
+                f"{gone} were removed for good before this model was written, so its files hold "
+                f"no dense weights. Load the dense model that it was made from ({known.name})."
+            )
+        if known.refitted and not known.steps and not keep_refitted:
+            raise UsageError(
+                f"{known.refitted} layers of this model were refitted before it was written, so "
+                "its files hold no dense weights. Load the dense model that it was made from "
+                f"({known.name}), or give keep_refitted=True to go on with the refitted weights."
+            )
+    _take_back(model)
+    set_provenance(model, replace(known, rewrites=(), recipe=None, refitted=0))
     return model
 
 
