@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynprune.example import Example
 from dynprune.gate.probe import small_example
-from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.modes import at_inference
 from dynprune.laws.batches import same_rows
 from dynprune.laws.calls import rows_of, taken
 from dynprune.laws.judge import judge
@@ -43,7 +43,7 @@ def note_dense(model: nn.Module, example: Example) -> DenseNote:
         model: dense.
         example: one call of it.
     """
-    with keeping_buffers(model), at_inference(model):
+    with at_inference(model):
         with torch.random.fork_rng(devices=[]):
             call = small_example(model, example)
         subject = Subject(model, model, (call,), Path(), rows=ROWS)
@@ -60,7 +60,7 @@ def broken_laws(model: nn.Module, note: DenseNote, *, whole: bool) -> list[str]:
         whole: try whether nothing skipped is the dense model, too: not after a refit, which has
             changed weights, nor after training.
     """
-    with keeping_buffers(model), at_inference(model):
+    with at_inference(model):
         subject = Subject(model, _Noted(note.answer), (note.call,), Path(), rows=ROWS)
         laws: dict[str, Callable[[Subject], Iterator[Case]]] = {"compact equals masked": _compact}
         if whole:
