@@ -11,6 +11,9 @@ from torch._dynamo import OptimizedModule
 from dynprune import pipeline
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.gate.config import Importance
+from dynprune.gate.predictor import PredictorFactory
+from dynprune.graph import RULES, Rule
 from dynprune.models import LoadedModel, ModelSource, classes_of, provenance_of, source_of
 from dynprune.models import storage as files
 from dynprune.recipe import Recipe, load_recipe
@@ -22,7 +25,11 @@ ExampleLike = Example | Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def inspect(
-    model: nn.Module, example: ExampleLike, recipe: Recipe | str | Path | None = None
+    model: nn.Module,
+    example: ExampleLike,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    rules: Mapping[str, Rule] = RULES,
 ) -> pipeline.Inspection:
     """Find a model's neuron groups and the mode in which each would run; changes nothing.
 
@@ -30,6 +37,7 @@ def inspect(
         model: any module.
         example: one call of it, batch first.
         recipe: whose targets count; a name, a file or a `Recipe`. Every group where None.
+        rules: what each operation does to neurons, by its ATen name; see `dynprune.graph.RULES`.
 
     Raises:
         NoMatchError: where a pattern of the recipe matches nothing.
@@ -40,7 +48,8 @@ def inspect(
         >>> [(p.group.kind, p.group.neurons, p.mode) for p in inspect(mlp, torch.randn(2, 8)).plans]
         [('ffn', 32, 'compact')]
     """
-    return pipeline.inspect_model(_loaded(_eager(model), example), _recipe(recipe))
+    loaded = _loaded(_eager(model), example)
+    return pipeline.inspect_model(loaded, _recipe(recipe), rules=rules)
 
 
 def apply(
@@ -50,6 +59,9 @@ def apply(
     *,
     calibration: Iterable[ExampleLike] | None = None,
     inplace: bool = True,
+    predictor: PredictorFactory | None = None,
+    importance: Importance | None = None,
+    rules: Mapping[str, Rule] = RULES,
 ) -> nn.Module:
     """Gate a model: for every input it computes only the neurons that the input needs.
 
@@ -59,12 +71,20 @@ def apply(
         recipe: a name, a file or a `Recipe`.
         calibration: a few calls with real inputs, from which the gates start.
         inplace: change ``model`` itself; a copy where false.
+        predictor: makes each gate's predictor from (features, neurons), as
+            `dynprune.gate.predictor.PredictorFactory` says; dynprune's own where None. `load` needs
+            it again.
+        importance: of a group's neurons, from what they did on the calibration inputs, as
+            `dynprune.gate.config.Importance` says; dynprune's own where None.
+        rules: what each operation does to neurons, by its ATen name; see `dynprune.graph.RULES`.
 
     Returns:
         The gated model, in eval mode; it is called as before.
 
     Raises:
         NoMatchError: where a pattern matches nothing, or nothing can be gated.
+        UsageError: where ``predictor`` or ``importance`` gives what cannot be one, or could have no
+            effect.
     """
     given, model = model, _eager(model)
     chosen = _recipe(recipe)
@@ -73,7 +93,14 @@ def apply(
     if not inplace:
         given = model = copy.deepcopy(model)
     calls = None if calibration is None else (_example(call) for call in calibration)
-    pipeline.apply_recipe(_loaded(model, example), chosen, calibration=calls)
+    pipeline.apply_recipe(
+        _loaded(model, example),
+        chosen,
+        calibration=calls,
+        predictor=predictor,
+        importance=importance,
+        rules=rules,
+    )
     return given
 
 
@@ -93,17 +120,25 @@ def save(model: nn.Module, directory: str | Path, *, overwrite: bool = False) ->
     return files.save(model, directory, overwrite=overwrite, provenance=provenance_of(model))
 
 
-def load(directory: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+def load(
+    directory: str | Path,
+    *,
+    factory: Callable[[], nn.Module] | None = None,
+    predictor: PredictorFactory | None = None,
+) -> nn.Module:
     """Load what `save` wrote.
 
     Args:
         directory: that `save` wrote.
         factory: makes the dense architecture; for models that are not from transformers.
+        predictor: that `apply` was given, where it was given one; code that a file names is never
+            run.
 
     Raises:
-        InputError: where files are missing or damaged.
+        InputError: where files are missing or damaged, or need a predictor that was not given.
+        UsageError: where ``predictor`` is given, and the gates have dynprune's own.
     """
-    return files.load(directory, factory=factory)
+    return files.load(directory, factory=factory, predictor=predictor)
 
 
 def _eager(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -14,7 +14,7 @@ from dynprune.graph.gather import gather
 from dynprune.graph.neurons import MacNode, NeuronGroup
 from dynprune.graph.rules import RULES
 from dynprune.graph.trace import Method, Trace, trace
-from dynprune.graph.walk import Walk
+from dynprune.graph.walk import Rule, Walk
 from dynprune.host.modes import keeping_buffers
 
 __all__ = ["Grouping", "ancestor", "find_groups"]
@@ -46,12 +46,16 @@ class Grouping:
         return tuple(group for group in self.groups if group.reason is None)
 
 
-def find_groups(model: nn.Module, example: Example) -> Grouping:
+def find_groups(
+    model: nn.Module, example: Example, *, rules: Mapping[str, Rule] = RULES
+) -> Grouping:
     """Find every neuron group of ``model`` by tracing one call of it.
 
     Args:
         model: any module; neither its weights nor its training flags change.
         example: one call of it.
+        rules: what each operation does to the labels of neurons, by its ATen name or, outside of
+            ATen, ``namespace::name``; an operation without a rule refuses what passes through it.
 
     Returns:
         Groups and multiply-adds.
@@ -62,10 +66,10 @@ def find_groups(model: nn.Module, example: Example) -> Grouping:
     start = time.perf_counter()
     with keeping_buffers(model):
         traced = trace(model, example)
-        ledger = Walk(traced, RULES).run()
+        ledger = Walk(traced, rules).run()
         found, owner = gather(ledger)
         for branch in traced.branches:
-            found = list(_held_against(found, branch))
+            found = list(_held_against(found, branch, rules))
         causal = causal_modules(model, example, found)
     groups = tuple(replace(group, causal=group.producers[0].module in causal) for group in found)
     return Grouping(
@@ -78,9 +82,11 @@ def find_groups(model: nn.Module, example: Example) -> Grouping:
     )
 
 
-def _held_against(groups: Iterable[NeuronGroup], branch: Trace) -> Iterator[NeuronGroup]:
+def _held_against(
+    groups: Iterable[NeuronGroup], branch: Trace, rules: Mapping[str, Rule]
+) -> Iterator[NeuronGroup]:
     """Refuse the groups whose layers do something else with their neurons on another branch."""
-    ledger = Walk(branch, RULES).run()
+    ledger = Walk(branch, rules).run()
     others = gather(ledger)[0]
     alike = {_identity(other) for other in others if other.reason is None}
     runs = {layer.module for layer in ledger.layers.values()}

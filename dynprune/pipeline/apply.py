@@ -1,7 +1,7 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -10,10 +10,12 @@ from dynprune.data import (
     SegmentationData,
     normalise,
 )
-from dynprune.errors import NoMatchError
+from dynprune.errors import NoMatchError, UsageError
 from dynprune.example import Example
-from dynprune.gate import GroupPlan, inject, is_gated, plan_groups, remove
-from dynprune.graph import Grouping, find_groups
+from dynprune.gate import GateConfig, GroupPlan, inject, is_gated, plan_groups, remove
+from dynprune.gate.config import Importance
+from dynprune.gate.predictor import PredictorFactory
+from dynprune.graph import RULES, Grouping, Rule, find_groups
 from dynprune.host.modes import keeping_buffers
 from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
 from dynprune.pipeline.arguments import gate_configs, picture_arguments
@@ -31,7 +33,13 @@ logger = logging.getLogger(__name__)
 
 
 def apply_recipe(
-    loaded: LoadedModel, recipe: Recipe, *, calibration: Iterable[Example] | None = None
+    loaded: LoadedModel,
+    recipe: Recipe,
+    *,
+    calibration: Iterable[Example] | None = None,
+    predictor: PredictorFactory | None = None,
+    importance: Importance | None = None,
+    rules: Mapping[str, Rule] = RULES,
 ) -> nn.Module:
     """Rewrite and gate a dense model, in place.
 
@@ -40,19 +48,25 @@ def apply_recipe(
         recipe: its ``rewrite``, ``apply`` and ``sparsity`` are carried out.
         calibration: inputs from which order, means and predictors start; the weights alone give
             an order where None.
+        predictor: makes the gates' predictors; dynprune's own where None.
+        importance: of neurons, by which calibration orders them; dynprune's own where None.
+        rules: what each operation does to neurons, by its ATen name.
 
     Returns:
         ``loaded.module``, gated and in eval mode. Where anything fails it is as it was.
 
     Raises:
         NoMatchError: where a target matches nothing, or no group at all can be gated.
+        UsageError: where ``predictor`` or ``importance`` is not what it should be, or could have
+            no effect.
     """
     model = loaded.module
+    _check_own(recipe, calibration, predictor, importance)
     removed: list[Rewrite] = []
     put_back: Callable[[], None] | None = None
     if recipe.apply.drop_dead:
         calibration = list(calibration or ())
-        found = find_groups(model, loaded.example).groups
+        found = find_groups(model, loaded.example, rules=rules).groups
         removed, put_back = drop_dead(
             model, loaded.example, found, calibration, align=recipe.apply.gate.align
         )
@@ -60,9 +74,13 @@ def apply_recipe(
     with keeping_buffers(model):
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
     try:
-        grouping = find_groups(model, loaded.example)
+        grouping = find_groups(model, loaded.example, rules=rules)
         calibration = None if calibration is None else list(calibration)
-        plans = _planned(model, loaded.example, recipe, grouping, calibration or ())
+        configs = {
+            name: replace(config, predictor=predictor, importance=importance)
+            for name, config in gate_configs(recipe, grouping.groups).items()
+        }
+        plans = _planned(model, loaded.example, recipe, grouping, configs, calibration or ())
         record = inject(model, plans, seed=recipe.runtime.seed)
         refused = [plan for plan in record.plans if plan.mode == "refused"]
         if len(refused) == len(record.plans):
@@ -104,15 +122,34 @@ def apply_recipe(
     return model.eval()
 
 
+def _check_own(
+    recipe: Recipe,
+    calibration: Iterable[Example] | None,
+    predictor: PredictorFactory | None,
+    importance: Importance | None,
+) -> None:
+    """Refuse functions of the user's own that nothing would call."""
+    gate = recipe.apply.gate
+    if importance is not None and (calibration is None or gate.start != "informed"):
+        raise UsageError(
+            "importance reads what neurons do on inputs, and none are measured: give calibration, "
+            "and a recipe with apply.gate.start: informed"
+        )
+    if predictor is not None and gate.order != "dynamic":
+        raise UsageError(
+            f"predictor would not be asked: the recipe has apply.gate.order: {gate.order}"
+        )
+
+
 def _planned(
     model: nn.Module,
     example: Example,
     recipe: Recipe,
     grouping: Grouping,
+    configs: Mapping[str, GateConfig],
     calibration: Sequence[Example],
 ) -> list[GroupPlan]:
     """Settle how every group is gated, and how much it skips."""
-    configs = gate_configs(recipe, grouping.groups)
     plans = plan_groups(model, example, grouping.groups, configs)
     saves_time = recipe.apply.target == "latency"
     if saves_time:

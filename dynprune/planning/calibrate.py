@@ -12,6 +12,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.measure.moments import measure, ports_of, weight_norm
 from dynprune.planning.fit import fit_predictor
+from dynprune.planning.importance import importance_of
 
 __all__ = ["calibrate", "start_from_weights"]
 
@@ -57,7 +58,7 @@ def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = Tru
         with torch.no_grad():
             if gate.mean is not None:
                 gate.mean.copy_(moments.first.mean(0))
-            energy = moments.energy(gate.mean)
+            energy = importance_of(gate, moments)
             residual = _set_prior(gate, energy)
             if dynamic and gate.predictor is not None and inputs > 3:
                 gained = fit_predictor(gate.predictor, moments.summaries, residual)
