@@ -96,6 +96,8 @@ def flops(
             apply_recipe(loaded, _counting(followed))
     calls = _calls(data, split, images, loaded.example, place) if data is not None else ()
     found = macs_report(loaded.module, loaded.example, calls)
+    for operator in found.uncounted:
+        terminal.note(f"no formula for {operator}: its multiply-adds are missing in every count")
     record = found.to_json()
     layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
     views: list[Any] = [layers, "", _totals(found)]

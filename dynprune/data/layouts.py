@@ -8,10 +8,11 @@ Three layouts are known: a plain folder (``images/SPLIT`` with ``annotations/SPL
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from dynprune.errors import InputError
 
-__all__ = ["VOID", "Layout", "find_layout"]
+__all__ = ["VOID", "Layout", "LayoutReader", "find_layout"]
 
 VOID = 255
 """Label of pixels that count for nothing."""
@@ -46,6 +47,17 @@ class Layout:
     pairs: tuple[tuple[Path, Path], ...]
     classes: tuple[str, ...]
     indices: tuple[int, ...] | None
+
+
+class LayoutReader(Protocol):
+    """Finds the files of one split of a data set; `find_layout` is one."""
+
+    def __call__(self, directory: Path, split: str, /) -> Layout:
+        """Pair the pictures of a split with their label maps, all of them below ``directory``.
+
+        Raises:
+            InputError: where the split is not there, or is not complete.
+        """
 
 
 def find_layout(directory: Path, split: str) -> Layout:

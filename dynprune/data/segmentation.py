@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynprune.data.layouts import VOID, find_layout
+from dynprune.data.layouts import VOID, Layout, LayoutReader, find_layout
 from dynprune.data.pictures import read_label, read_picture
 from dynprune.errors import InputError
 
@@ -22,6 +22,7 @@ def open_dataset(
     split: str = "val",
     *,
     classes: Sequence[str] = (),
+    layout: LayoutReader = find_layout,
     cache_bytes: int = _CACHE_BYTES,
 ) -> "SegmentationData":
     """Open one split of the data set in ``directory``, whose layout is recognised.
@@ -33,20 +34,34 @@ def open_dataset(
         split: the part to read.
         classes: names to use where the directory has none (no ``classes.txt``). Where neither
             tells, the label maps of the split are read once and classes are numbered.
+        layout: finds the files; the layouts that dynprune knows are recognised by default.
         cache_bytes: decoded pictures that are kept in memory, in bytes.
 
     Raises:
         InputError: if there is no such data set or split, or a picture has no label map.
     """
     root = Path(directory)
-    layout = find_layout(root, split)
+    found = layout(root, split)
+    if layout is not find_layout:
+        _check_layout(found, root, split)
     indices = None
-    if layout.indices is not None:
-        indices = torch.tensor(layout.indices, dtype=torch.uint8)
-    names = layout.classes or tuple(classes) or _number_classes(layout.pairs)
+    if found.indices is not None:
+        indices = torch.tensor(found.indices, dtype=torch.uint8)
+    names = found.classes or tuple(classes) or _number_classes(found.pairs)
     return SegmentationData(
-        root, layout.pairs, names, layout=layout.name, indices=indices, cache_bytes=cache_bytes
+        root, found.pairs, names, layout=found.name, indices=indices, cache_bytes=cache_bytes
     )
+
+
+def _check_layout(found: Layout, root: Path, split: str) -> None:
+    """Check what a layout of the user's own gave."""
+    if not found.pairs:
+        raise InputError(f"layout {found.name} found no picture in split {split!r} of {root}")
+    for path in (path for pair in found.pairs for path in pair):
+        if not path.is_relative_to(root):
+            raise InputError(f"layout {found.name} gave {path}, which is not below {root}")
+        if not path.is_file():
+            raise InputError(f"layout {found.name} gave {path}, which is no file")
 
 
 def _number_classes(pairs: Sequence[tuple[Path, Path]]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dynprune.distill.journal import Record
 from dynprune.distill.optimizer import AdamW
 from dynprune.distill.processes import is_first_process, join_processes
 from dynprune.distill.run import Reporting, Validate
-from dynprune.distill.stage import LossTerm, Penalty, StagePlan
+from dynprune.distill.stage import Loss, LossTerm, Penalty, StagePlan
 from dynprune.distill.step import Execution
 from dynprune.distill.trainer import train
 
@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointStore",
     "Execution",
     "Interrupted",
+    "Loss",
     "LossTerm",
     "Observed",
     "Observer",

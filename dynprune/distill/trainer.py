@@ -112,7 +112,7 @@ def train(
         facts = fingerprints.canonical(
             {
                 **(fingerprint or {}),
-                "stages": [asdict(stage) for stage in stages],
+                "stages": [stage.to_json() for stage in stages],
                 "optimizer": asdict(optimizer),
                 "learning_rate": asdict(learning_rate),
                 "sparsity": asdict(sparsity),
@@ -181,7 +181,7 @@ def _span(stages: Sequence[StagePlan], only: str | None) -> tuple[int, int]:
 def _check_teacher(stages: Sequence[StagePlan], teacher: nn.Module | None) -> None:
     for stage in stages:
         if stage.needs_teacher and teacher is None:
-            needing = [term.type for term in stage.losses if term.needs_teacher]
+            needing = [term.name for term in stage.losses if term.needs_teacher]
             raise UsageError(
                 f"stage {stage.name!r} learns from a teacher ({', '.join(needing)}), and none was "
                 "given"
