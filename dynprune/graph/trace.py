@@ -95,7 +95,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
             try:
                 with _quiet():
                     return _exported(model, call, example.batch, start)
-            except Exception as error:
+            except Exception as error:  # whatever the host's code or torch's tracer raises
                 failure = failure or error
         logger.debug("export failed: %s", failure)
         note = f"torch.export failed ({_first_line(failure)}): traced from one run, so only the "
@@ -103,7 +103,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
             try:
                 recorded = record_one_run(model, call)
                 others, whole = record_branches(model, call)
-            except Exception as error:
+            except Exception as error:  # likewise
                 failure = error
                 continue
             branches = [_recorded(other, call, example.batch, start) for other in others]

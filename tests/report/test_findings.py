@@ -62,15 +62,10 @@ def test_files_and_the_command_that_wrote_them_are_read_from_the_directory(
     monkeypatch.setattr("sys.argv", ["/usr/bin/dynprune", "distill", "--data", "my data"])
     directory = save(measured.student.module, tmp_path / "written")
     student = replace(measured.student, name=str(directory))
-    found = gather(
-        student, measured.data, images=1, shown=0, pictures=PICTURES, commands={"this page": "x"}
-    )
+    found = gather(student, measured.data, images=1, shown=0, pictures=PICTURES)
     size = (directory / "model.safetensors").stat().st_size
     assert found.file_bytes == {"student": size}
-    assert found.commands == {
-        "the model": "dynprune distill --data 'my data'",
-        "this page": "x",
-    }
+    assert found.commands == {"the model": "dynprune distill --data 'my data'"}
     assert found.gate_parameters == sum(p.numel() for p in gate_parameters(student.module))
 
 
