@@ -48,9 +48,6 @@ def test_a_comment_beside_the_line_is_a_reason_and_a_bare_ignore_is_none():
 
 @pytest.mark.parametrize("name", NOW)
 def test_everything_that_stays_has_its_reason(name):
-    found = [f"{kind} in line {line}" for kind, line in found_in(NOW[name])]
-    lines = [line for _, line in found_in(NOW[name])]
-    unsaid = [
-        said for said, line in zip(found, lines, strict=True) if not says_why(NOW[name], line)
-    ]
+    text = NOW[name]
+    unsaid = [f"{kind}: {line}" for kind, line in found_in(text) if not says_why(text, line)]
     assert not unsaid, "say why in a comment, or in REASONS of benchmarks/exceptions.py"
