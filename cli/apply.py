@@ -27,7 +27,15 @@ from .options import (
     Weights,
     parse_size,
 )
-from .subject import choose_device, find_recipe, load_subject, prepare, require_recipe
+from .subject import (
+    check_data,
+    choose_device,
+    find_recipe,
+    load_subject,
+    picture_rules,
+    prepare,
+    require_recipe,
+)
 from .terminal import Terminal
 
 
@@ -88,7 +96,8 @@ def run(
     place = choose_device(device)
     from dynprune.data import open_dataset
 
-    pictures = None if data is None else open_dataset(data, split)
+    if data is not None:
+        check_data(data, split)
     loaded = load_subject(model, followed, weights=weights, size=size, device=place)
     from dynprune import pipeline
     from dynprune.gate import attached, gates, is_gated
@@ -104,9 +113,12 @@ def run(
             f"{summary(found)}; would write {target}",
         )
         return
-    calls = None
-    if pictures is not None:
-        calls = pipeline.calibration_calls(pictures, followed, device=place)
+    calls = read = None
+    if data is not None:
+        rules = picture_rules(loaded, followed, terminal)
+        read = {"preprocessing": rules.to_json()}
+        pictures = open_dataset(data, split, values=rules.values)
+        calls = pipeline.calibration_calls(pictures, followed, rules.preprocessing, device=place)
     gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
     save(gated, target, overwrite=overwrite)
     modes = Counter(plan.mode for plan in attached(gated).plans)
@@ -119,7 +131,8 @@ def run(
             "recipe": followed.name,
             "modes": dict(modes),
             "keep_ratio": mean_kept,
-            "calibrated": pictures is not None,
+            "calibrated": data is not None,
+            **(read or {}),
         },
         f"{target}: {sum(modes.values())} groups ({counts}), {mean_kept:.0%} of neurons kept",
     )

@@ -16,6 +16,7 @@ from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Rule
 from dynprune.models import LoadedModel, ModelSource, classes_of, provenance_of, source_of
 from dynprune.models import storage as files
+from dynprune.models.processor import processor_beside
 from dynprune.recipe import Recipe, load_recipe
 
 __all__ = ["ExampleLike", "apply", "inspect", "load", "restore", "save"]
@@ -164,4 +165,11 @@ def _loaded(model: nn.Module, example: ExampleLike) -> LoadedModel:
     except UsageError:  # a module of the user's own: they bring its factory when they load it
         kind = type(model)
         source = ModelSource("factory", factory=f"{kind.__module__}:{kind.__qualname__}")
-    return LoadedModel(model, _example(example), source, classes_of(model), type(model).__name__)
+    return LoadedModel(
+        model,
+        _example(example),
+        source,
+        classes_of(model),
+        type(model).__name__,
+        processor_beside(model),
+    )

@@ -83,12 +83,16 @@ def _verified(
         verified = verify(model, plans, example, seen.calls)
     finally:
         remove(model)
-    return [
-        plan.refused(faults[plan.group.name])
-        if plan.group.name in faults and plan.mode != "refused"
-        else plan
-        for plan in verified
-    ]
+    return [_worth_it(plan, faults.get(plan.group.name)) for plan in verified]
+
+
+def _worth_it(plan: GroupPlan, fault: str | None) -> GroupPlan:
+    """Refuse a verified plan for a fault of its padding, or since it would save nothing."""
+    if fault is not None and plan.mode != "refused":
+        return plan.refused(fault)
+    if plan.mode == "masked" and not plan.config.masked:
+        return plan.refused(plan.reason or "its layers cannot be narrowed")
+    return plan
 
 
 def gate_model(

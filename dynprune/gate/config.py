@@ -43,6 +43,8 @@ class GateConfig:
         predictor: makes the predictor; dynprune's own where None. No file holds it.
         importance: of neurons, by which calibration orders them; how far the output moves without
             them where None. No file holds it.
+        masked: whether the group is gated even where its neurons can only be masked, which costs
+            the gate and saves nothing.
     """
 
     prune_ratio: float = 0.5
@@ -56,6 +58,7 @@ class GateConfig:
     order: Order = "dynamic"
     predictor: PredictorFactory | None = None
     importance: Importance | None = None
+    masked: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are plain values."""

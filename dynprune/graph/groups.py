@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dynprune.example import Example
-from dynprune.graph.causality import causal_modules
+from dynprune.graph.causality import Causality, find_causality
 from dynprune.graph.costs import cost_nodes
 from dynprune.graph.gather import gather
 from dynprune.graph.neurons import MacNode, NeuronGroup
@@ -70,8 +70,8 @@ def find_groups(
         found, owner = gather(ledger)
         for branch in traced.branches:
             found = list(_held_against(found, branch, rules))
-        causal = causal_modules(model, example, found)
-    groups = tuple(replace(group, causal=group.producers[0].module in causal) for group in found)
+        causality = find_causality(model, example, found)
+    groups = tuple(_judged(group, causality) for group in found)
     return Grouping(
         groups,
         cost_nodes(ledger, owner, groups),
@@ -80,6 +80,13 @@ def find_groups(
         traced.notes,
         frozenset(layer.module for layer in ledger.layers.values() if layer.transposed),
     )
+
+
+def _judged(group: NeuronGroup, causality: Causality) -> NeuronGroup:
+    """Say of a group whether its gate would show earlier tokens later ones."""
+    maker = group.producers[0].module
+    reason = group.reason or causality.untried.get(maker)
+    return replace(group, causal=maker in causality.causal, reason=reason)
 
 
 def _held_against(

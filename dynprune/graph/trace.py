@@ -18,6 +18,7 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph.branches import record_branches
 from dynprune.graph.fallback import DECOMPOSED, Recorded, record_one_run
+from dynprune.host.arguments import copied
 from dynprune.host.modes import at_inference
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
@@ -113,7 +114,8 @@ def trace(model: nn.Module, example: Example) -> Trace:
             return replace(traced, notes=(note,), branches=tuple(branches))
     message = (
         f"the model fails on the example, so it cannot be traced: {_first_line(failure)}. Give a "
-        "call that it takes; a model of a module:factory may carry one as its example_input_array"
+        "call that it takes: any model of a module:function, those of transformers too, is called "
+        "with its example_input_array (a tensor, a tuple or a dict) where that is set"
     )
     raise UsageError(message) from failure
 
@@ -141,8 +143,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _calls(example: Example) -> list[Example]:
-    """The calls to try: at batch two, then as given."""
-    return [example.batched(INSTANCES)] + ([example] if example.batch != INSTANCES else [])
+    """The calls to try: at batch two, then as given. A cache in them is a copy, which may fill."""
+    calls = [example.batched(INSTANCES)] + ([example] if example.batch != INSTANCES else [])
+    return [Example(*copied((call.args, dict(call.kwargs)))) for call in calls]
 
 
 def _first_line(error: Exception | None) -> str:

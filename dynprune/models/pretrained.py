@@ -31,6 +31,7 @@ from dynprune.models.declared import (
 __all__ = [
     "build_architecture",
     "configuration_of",
+    "hub_is_reachable",
     "load_pretrained",
     "read_configuration",
     "write_pretrained",
@@ -200,21 +201,32 @@ def _read(name: str, read: Callable[..., Any], part: str) -> Any:
             ) from error
 
 
-def _check_hub(name: str, error: Exception) -> None:
-    """Refuse at once where the hub's name does not resolve: its client would retry for long."""
+def hub_is_reachable() -> bool:
+    """Whether the hub may be asked and its name resolves: its client would retry for long."""
     from huggingface_hub import constants
 
-    host = urlsplit(constants.ENDPOINT).hostname
-    unreachable = constants.HF_HUB_OFFLINE
-    if not unreachable and not urllib.request.getproxies():
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if not urllib.request.getproxies():
         try:
-            socket.getaddrinfo(host, 443)
+            socket.getaddrinfo(_hub_host(), 443)
         except OSError:
-            unreachable = True
-    if unreachable:
+            return False
+    return True
+
+
+def _hub_host() -> str | None:
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).hostname
+
+
+def _check_hub(name: str, error: Exception) -> None:
+    """Refuse at once where the hub cannot be reached."""
+    if not hub_is_reachable():
         raise InputError(
             f"no model {name!r}: there is no such directory, it is not in the hub's local cache, "
-            f"and {host} cannot be reached; give a directory, or download the model first"
+            f"and {_hub_host()} cannot be reached; give a directory, or download the model first"
         ) from error
 
 

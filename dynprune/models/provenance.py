@@ -1,9 +1,12 @@
 """Where a model came from and what was done to it, kept on the model so that it can be saved."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from dynprune.models.processor import processor_beside
 from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
 
@@ -23,6 +26,7 @@ class Provenance:
         classes: names of its classes; empty where it has none.
         rewrites: made and refused.
         recipe: the resolved recipe as YAML, or None.
+        processor: settings of the model's own image processor, or None.
     """
 
     source: ModelSource
@@ -31,6 +35,7 @@ class Provenance:
     classes: tuple[str, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     recipe: str | None = None
+    processor: Mapping[str, Any] | None = None
 
 
 def set_provenance(model: nn.Module, provenance: Provenance) -> None:
@@ -47,4 +52,5 @@ def provenance_of(model: nn.Module) -> Provenance:
     known = vars(model).get(ATTRIBUTE)
     if isinstance(known, Provenance):
         return known
-    return Provenance(source_of(model), type(model).__name__, ())
+    source = source_of(model)
+    return Provenance(source, type(model).__name__, (), processor=processor_beside(model))

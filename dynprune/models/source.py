@@ -74,6 +74,8 @@ class LoadedModel:
         source: where its architecture comes from.
         classes: names of its classes in index order; empty where it has none.
         name: what the user asked for.
+        processor: settings of its own image processor, as they lie beside its weights; None
+            where there are none.
     """
 
     module: nn.Module
@@ -81,6 +83,7 @@ class LoadedModel:
     source: ModelSource
     classes: tuple[str, ...]
     name: str
+    processor: Mapping[str, Any] | None = None
 
 
 def build(

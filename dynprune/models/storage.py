@@ -24,6 +24,7 @@ from dynprune.gate.predictor import PredictorFactory
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
 from dynprune.models.manifest import MANIFEST, SCHEMA, read_manifest
+from dynprune.models.processor import PROCESSOR_FILE, read_processor_file
 from dynprune.models.provenance import Provenance, provenance_of, set_provenance
 from dynprune.models.source import ModelSource, build
 from dynprune.rewrite import Rewrite, reapply
@@ -107,6 +108,8 @@ def write_model(
     if provenance.source.kind == "transformers":
         config = {"architectures": [provenance.source.architecture]}
         _write_json(directory / "config.json", {**(provenance.source.config or {}), **config})
+    if provenance.processor is not None:
+        _write_json(directory / PROCESSOR_FILE, provenance.processor)
     card = model_card(model, provenance, plans, scores=scores, steps=steps)
     (directory / CARD).write_text(card, encoding="utf-8")
     if provenance.recipe is not None:
@@ -271,6 +274,7 @@ def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance
         classes=tuple(str(name) for name in manifest["classes"]),
         rewrites=tuple(Rewrite.from_json(record) for record in manifest["rewrites"]),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        processor=read_processor_file(directory),
     )
 
 

@@ -6,10 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from dynprune.data import (
-    SegmentationData,
-    normalise,
-)
+from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import NoMatchError, UsageError
 from dynprune.example import Example
 from dynprune.gate import GateConfig, GroupPlan, inject, is_gated, plan_groups, remove
@@ -18,7 +15,8 @@ from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Grouping, Rule, find_groups
 from dynprune.host.modes import keeping_buffers
 from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
-from dynprune.pipeline.arguments import gate_configs, picture_arguments
+from dynprune.pipeline.arguments import gate_configs
+from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.planning.calibrate import calibrate, start_from_weights
 from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
 from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensitivity
@@ -117,6 +115,7 @@ def apply_recipe(
             classes=loaded.classes,
             rewrites=tuple(rewrites),
             recipe=dump_recipe(recipe),
+            processor=loaded.processor,
         ),
     )
     return model.eval()
@@ -179,11 +178,21 @@ def restore(model: nn.Module) -> nn.Module:
 
 
 def calibration_calls(
-    data: SegmentationData, recipe: Recipe, *, device: str = "cpu"
+    data: SegmentationData,
+    recipe: Recipe,
+    preprocessing: Preprocessing | None = None,
+    *,
+    device: str = "cpu",
 ) -> Iterator[Example]:
-    """Give the calls that calibration runs: pictures at full size, evenly over the data."""
+    """Yield the calls that calibration runs: pictures, evenly over the data.
+
+    Args:
+        data: the pictures.
+        recipe: tells how many.
+        preprocessing: how they go in; as the recipe says by default.
+        device: where the model is.
+    """
     count = min(recipe.apply.calibration.images, len(data))
-    pictures = picture_arguments(recipe)
+    preprocessing = preprocessing or preprocessing_of(recipe)
     for position in range(count):
-        image, _ = data.load(position * len(data) // count)
-        yield Example((normalise(image[None].to(device), pictures["mean"], pictures["std"]),))
+        yield Example((preprocessing(data.picture(position * len(data) // count), device),))
