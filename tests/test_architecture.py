@@ -271,7 +271,6 @@ MANY_PARAMETERS = {
     "dynprune/gate/neuron_gate.py:NeuronGate.__init__": "sizes, device and dtype, as in torch",
     "dynprune/pipeline/train.py:distill": "output, resume, only and device are not one thing yet",
     "dynprune/pipeline/train.py:learn": "output, resume, only and device are not one thing yet",
-    "dynprune/tasks/predict.py:predict_files": "how pictures go in is not a plan of its own yet",
 }
 
 
