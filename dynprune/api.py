@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from dynprune import pipeline
 from dynprune.errors import UsageError
@@ -14,6 +13,7 @@ from dynprune.example import Example
 from dynprune.gate.config import Importance
 from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Rule
+from dynprune.host.wrappers import unwrapped
 from dynprune.models import LoadedModel, ModelSource, classes_of, provenance_of, source_of
 from dynprune.models import storage as files
 from dynprune.models.processor import processor_beside
@@ -49,7 +49,7 @@ def inspect(
         >>> [(p.group.kind, p.group.neurons, p.mode) for p in inspect(mlp, torch.randn(2, 8)).plans]
         [('ffn', 32, 'compact')]
     """
-    loaded = _loaded(_eager(model), example)
+    loaded = _loaded(unwrapped(model), example)
     return pipeline.inspect_model(loaded, _recipe(recipe), rules=rules)
 
 
@@ -67,11 +67,12 @@ def apply(
     """Gate a model: for every input it computes only the neurons that the input needs.
 
     Args:
-        model: any dense module.
+        model: any dense module; inside DataParallel, DistributedDataParallel or `torch.compile`
+            it is gated where it stands.
         example: one call of it, batch first.
         recipe: a name, a file or a `Recipe`.
         calibration: a few calls with real inputs, from which the gates start.
-        inplace: change ``model`` itself; a copy where false.
+        inplace: change ``model`` itself; a copy where false, without what wraps it.
         predictor: makes each gate's predictor from (features, neurons), as
             `dynprune.gate.predictor.PredictorFactory` says; dynprune's own where None. `load` needs
             it again.
@@ -84,15 +85,15 @@ def apply(
 
     Raises:
         NoMatchError: where a pattern matches nothing, or nothing can be gated.
-        UsageError: where ``predictor`` or ``importance`` gives what cannot be one, or could have no
-            effect.
+        UsageError: where its layers do not hold its weights: shards, adapters, offloaded ones; or
+            where ``predictor`` or ``importance`` gives what cannot be one, or could have no effect.
     """
-    given, model = model, _eager(model)
+    given, model = model, unwrapped(model)
     chosen = _recipe(recipe)
     if chosen is None:
         raise UsageError("apply needs a recipe: a name such as 'segformer-b0', a file, or a Recipe")
     if not inplace:
-        given = model = copy.deepcopy(model)
+        given = model = _copied(model)
     calls = None if calibration is None else (_example(call) for call in calibration)
     pipeline.apply_recipe(
         _loaded(model, example),
@@ -105,9 +106,17 @@ def apply(
     return given
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Take gates and rewrites out again, in place: an untrained model gets its own bits back."""
-    pipeline.restore(_eager(model))
+def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
+    """Take gates and rewrites out again, in place: an untrained model gets its own bits back.
+
+    Args:
+        model: gated or rewritten; trained weights stay as they are.
+        keep_refitted: take refitted weights for dense ones where the model was loaded from files.
+
+    Raises:
+        UsageError: the dense weights are not in the files that the model was loaded from.
+    """
+    pipeline.restore(unwrapped(model), keep_refitted=keep_refitted)
     return model
 
 
@@ -116,8 +125,10 @@ def save(model: nn.Module, directory: str | Path, *, overwrite: bool = False) ->
 
     Raises:
         OutputError: where the directory cannot be written.
+        UsageError: where it is not known how to build the model again, or what wraps it holds
+            shards or adapters.
     """
-    model = _eager(model)
+    model = unwrapped(model)
     return files.save(model, directory, overwrite=overwrite, provenance=provenance_of(model))
 
 
@@ -142,9 +153,16 @@ def load(
     return files.load(directory, factory=factory, predictor=predictor)
 
 
-def _eager(model: nn.Module) -> nn.Module:
-    """Give the module that `torch.compile` wrapped; it is compiled anew when it has changed."""
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
+def _copied(model: nn.Module) -> nn.Module:
+    """Copy a model, unless a part of the copy would still run the model itself."""
+    copied = copy.deepcopy(model)
+    for (name, old), new in zip(model.named_modules(), copied.modules(), strict=True):
+        if "forward" in vars(old) and vars(new)["forward"] is vars(old)["forward"]:
+            raise UsageError(
+                f"{name or type(model).__name__} has a forward of its own on the instance, which a "
+                "copy would share with the model. Give inplace=True, or take it off first."
+            )
+    return copied
 
 
 def _example(example: ExampleLike) -> Example:

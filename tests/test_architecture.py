@@ -274,6 +274,10 @@ MANY_PARAMETERS = {
 }
 
 
+#: Public functions with more lines, and why; the list only shrinks.
+MANY_LINES = {"cli/distill.py:run": "models, data and rules are opened in one place"}
+
+
 def public_functions(path):
     """Every public function and method of a file, and constructors, by its dotted name."""
 
@@ -309,7 +313,8 @@ def test_no_public_function_has_many_parameters_or_lines(path):
     functions = dict(public_functions(path))
     many = {name for name, node in functions.items() if len(parameters_of(node)) > MOST_PARAMETERS}
     assert not many - set(MANY_PARAMETERS)
-    assert not [name for name, n in functions.items() if lines_of_code(path, n) > MOST_LINES]
+    long = {name for name, node in functions.items() if lines_of_code(path, node) > MOST_LINES}
+    assert not long - set(MANY_LINES)
 
 
 def test_a_function_that_was_mended_leaves_the_list():

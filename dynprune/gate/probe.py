@@ -15,7 +15,9 @@ from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
 from dynprune.host.arguments import copied
+from dynprune.host.chance import seeded
 from dynprune.host.failures import first_line, reraise_ours
+from dynprune.host.trial import trial
 from dynprune.host.variation import packing, several, variants
 from dynprune.host.variation import small_example as small_call
 
@@ -101,8 +103,7 @@ def _inputs(model: nn.Module, call: Example, watched: Set[str]) -> tuple[Inputs,
             keeper = _keeper(inputs, name)
             handles.append(module.register_forward_pre_hook(keeper, with_kwargs=True))
     try:
-        with torch.random.fork_rng(devices=[]):  # chance falls alike in both runs
-            torch.manual_seed(0)
+        with trial(model), seeded(0):  # chance falls alike in both runs
             args, kwargs = copied((call.args, dict(call.kwargs)))
             model(*args, **kwargs)
     finally:

@@ -15,7 +15,6 @@ from dynprune.graph.neurons import MacNode, NeuronGroup
 from dynprune.graph.rules import RULES
 from dynprune.graph.trace import Method, Trace, trace
 from dynprune.graph.walk import Rule, Walk
-from dynprune.host.modes import keeping_buffers
 
 __all__ = ["Grouping", "ancestor", "find_groups"]
 
@@ -64,13 +63,12 @@ def find_groups(
         UsageError: the model fails on the example.
     """
     start = time.perf_counter()
-    with keeping_buffers(model):
-        traced = trace(model, example)
-        ledger = Walk(traced, rules).run()
-        found, owner = gather(ledger)
-        for branch in traced.branches:
-            found = list(_held_against(found, branch, rules))
-        causality = find_causality(model, example, found)
+    traced = trace(model, example)
+    ledger = Walk(traced, rules).run()
+    found, owner = gather(ledger)
+    for branch in traced.branches:
+        found = list(_held_against(found, branch, rules))
+    causality = find_causality(model, example, found)
     groups = tuple(_judged(group, causality) for group in found)
     return Grouping(
         groups,

@@ -14,7 +14,9 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.graph.influence import Sketch, reached, sketch
 from dynprune.host.arguments import copied
+from dynprune.host.chance import seeded
 from dynprune.host.outputs import tensors_of
+from dynprune.host.trial import trial
 
 __all__ = ["Changes", "Seen", "Shift", "changes", "observe", "rows_of_output"]
 
@@ -124,8 +126,7 @@ def observe(
     if disturbed is not None:
         handles.append(disturbed.register_forward_hook(_disturb))
     try:
-        with torch.random.fork_rng(devices=[]):  # chance falls alike in every run
-            torch.manual_seed(0)
+        with trial(model), seeded(0):  # chance falls alike in every run
             args, kwargs = copied((example.args, dict(example.kwargs)))
             output = model(*args, **kwargs)
     finally:

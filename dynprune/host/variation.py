@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example, Ids
 from dynprune.host.arguments import copied
 from dynprune.host.failures import first_line, reraise_ours
+from dynprune.host.trial import trial
 
 __all__ = ["SMALL", "cut", "packing", "several", "small_example", "variants"]
 
@@ -59,7 +60,8 @@ def several(model: nn.Module, example: Example, instances: int = 2) -> Example |
     for call in variants(example, instances):
         try:
             args, kwargs = copied((call.args, dict(call.kwargs)))
-            model(*args, **kwargs)
+            with trial(model):
+                model(*args, **kwargs)
         except Exception as error:  # any model may refuse a call, in its own words
             reraise_ours(error)
             failure = failure or first_line(error)

@@ -20,6 +20,7 @@ from torch import nn
 
 from dynprune.errors import InputError
 from dynprune.files import written_directory
+from dynprune.host.quiet import without_logs
 from dynprune.models.declared import (
     Header,
     check_architecture,
@@ -328,12 +329,11 @@ def _quiet() -> Iterator[None]:
     """Silence transformers' bars and tables: what matters of them is raised."""
     from transformers.utils import logging as hub_logging
 
-    verbosity, bars = hub_logging.get_verbosity(), hub_logging.is_progress_bar_enabled()
-    hub_logging.set_verbosity(logging.CRITICAL)
-    hub_logging.disable_progress_bar()
+    bars = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()  # transformers knows no other way than the process's own
     try:
-        yield
+        with without_logs("transformers"):
+            yield
     finally:
-        hub_logging.set_verbosity(verbosity)
         if bars:
             hub_logging.enable_progress_bar()

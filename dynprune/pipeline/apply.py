@@ -1,7 +1,7 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -9,12 +9,20 @@ from torch import nn
 from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import NoMatchError, UsageError
 from dynprune.example import Example
-from dynprune.gate import GateConfig, GroupPlan, inject, is_gated, plan_groups, remove
+from dynprune.gate import (
+    GateConfig,
+    GroupPlan,
+    attached,
+    inject,
+    is_gated,
+    plan_groups,
+    remove,
+)
 from dynprune.gate.config import Importance
 from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Grouping, Rule, find_groups
-from dynprune.host.modes import keeping_buffers
 from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
+from dynprune.models.provenance import without_place
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.planning.calibrate import calibrate, start_from_weights
@@ -23,7 +31,8 @@ from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensi
 from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
 from dynprune.recipe import Recipe, dump_recipe
-from dynprune.rewrite import Rewrite, rewrite, undo
+from dynprune.rewrite import Rewrite, count_made, rewrite, undo
+from dynprune.rewrite.narrow import why_narrow
 
 __all__ = ["apply_recipe", "calibration_calls", "restore"]
 
@@ -60,20 +69,18 @@ def apply_recipe(
     """
     model = loaded.module
     _check_own(recipe, calibration, predictor, importance)
-    removed: list[Rewrite] = []
-    put_back: Callable[[], None] | None = None
-    if recipe.apply.drop_dead:
-        calibration = list(calibration or ())
-        found = find_groups(model, loaded.example, rules=rules).groups
-        removed, put_back = drop_dead(
-            model, loaded.example, found, calibration, align=recipe.apply.gate.align
-        )
-        logger.info("Removed %d neurons of type III.", sum(len(r.details["dead"]) for r in removed))
-    with keeping_buffers(model):
-        rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
+    calibration = None if calibration is None else list(calibration)
+    made = count_made(model)
     try:
+        removed: list[Rewrite] = []
+        if recipe.apply.drop_dead:
+            found = find_groups(model, loaded.example, rules=rules).groups
+            align = recipe.apply.gate.align
+            removed = drop_dead(model, loaded.example, found, calibration or (), align=align)
+            gone = sum(len(record.details["dead"]) for record in removed)
+            logger.info("Removed %d neurons of type III.", gone)
+        rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
         grouping = find_groups(model, loaded.example, rules=rules)
-        calibration = None if calibration is None else list(calibration)
         configs = {
             name: replace(config, predictor=predictor, importance=importance)
             for name, config in gate_configs(recipe, grouping.groups).items()
@@ -87,24 +94,9 @@ def apply_recipe(
                 f"No neuron group of {loaded.name} can be gated: {'; '.join(reasons[:3])}. "
                 "Run dynprune inspect to see them all."
             )
-        start_from_weights(model)
-        if calibration is not None and recipe.apply.gate.start == "informed":
-            count = calibrate(model, calibration)
-            logger.info("Calibrated the gates on %d inputs.", count)
-            if recipe.apply.calibration.refit:
-                count = refit_consumers(model, calibration)
-                logger.info("Refitted %d layers that read gated neurons.", count)
-        elif recipe.apply.gate.start == "informed":
-            logger.warning(
-                "No data was given: neurons are ordered by their weights and skipped ones stand "
-                "at zero. Give --data to calibrate."
-            )
+        refitted = _start_gates(model, recipe, calibration)
     except BaseException:
-        if is_gated(model):
-            remove(model)
-        undo(model)
-        if put_back is not None:
-            put_back()
+        _take_back(model, made, untrained=True)
         raise
     set_provenance(
         model,
@@ -114,11 +106,32 @@ def apply_recipe(
             input_shape=tuple(loaded.example.tensors[0].shape),
             classes=loaded.classes,
             rewrites=tuple(rewrites),
-            recipe=dump_recipe(recipe),
+            recipe=dump_recipe(_without_places(recipe)),
             processor=loaded.processor,
+            refitted=refitted,
         ),
     )
     return model.eval()
+
+
+def _start_gates(model: nn.Module, recipe: Recipe, calibration: Sequence[Example] | None) -> int:
+    """Let the gates start from calibration inputs or from weights, in place; count the refitted."""
+    start_from_weights(model)
+    if recipe.apply.gate.start != "informed":
+        return 0
+    if calibration is None:
+        logger.warning(
+            "No data was given: neurons are ordered by their weights and skipped ones stand "
+            "at zero. Give --data to calibrate."
+        )
+        return 0
+    count = calibrate(model, calibration)
+    logger.info("Calibrated the gates on %d inputs.", count)
+    if not recipe.apply.calibration.refit:
+        return 0
+    refitted = refit_consumers(model, calibration)
+    logger.info("Refitted %d layers that read gated neurons.", refitted)
+    return refitted
 
 
 def _check_own(
@@ -138,6 +151,22 @@ def _check_own(
         raise UsageError(
             f"predictor would not be asked: the recipe has apply.gate.order: {gate.order}"
         )
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """Return the recipe as it may be written beside a model: no path of this machine is in it."""
+    if recipe.model is None or recipe.model.weights is None:
+        return recipe
+    weights = without_place(recipe.model.weights)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
+
+
+def _take_back(model: nn.Module, made: int = 0, *, untrained: bool = False) -> None:
+    """Take gates and rewrites out of a model, the latest change first, in place."""
+    if is_gated(model):
+        undo(model, max(made, attached(model).made))  # what was refitted, while it is gated
+        remove(model, untrained=untrained)
+    undo(model, made)
 
 
 def _planned(
@@ -162,18 +191,36 @@ def _planned(
     return refuse_whole(plans) if saves_time else plans
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
     """Take gates and rewrites out of a model, in place: what is left is dense.
+
+    Args:
+        model: gated or rewritten.
+        keep_refitted: take the weights that `apply` refitted for the dense ones, where the model
+            was loaded from files, in which the dense ones are not.
 
     Returns:
         The model. Untrained, it is the one that was gated, bit for bit; trained, it is the dense
         model with the student's weights.
+
+    Raises:
+        UsageError: the model was loaded from files, and its dense weights are not in them.
     """
-    if is_gated(model):
-        remove(model)
-    undo(model)
     known = provenance_of(model)
-    set_provenance(model, replace(known, rewrites=(), recipe=None))
+    if known.from_files:
+        if (gone := why_narrow(known.rewrites)) is not None:
+            raise UsageError(
+                f"{gone} were removed for good before this model was written, so its files hold "
+                f"no dense weights. Load the dense model that it was made from ({known.name})."
+            )
+        if known.refitted and not known.steps and not keep_refitted:
+            raise UsageError(
+                f"{known.refitted} layers of this model were refitted before it was written, so "
+                "its files hold no dense weights. Load the dense model that it was made from "
+                f"({known.name}), or give keep_refitted=True to go on with the refitted weights."
+            )
+    _take_back(model)
+    set_provenance(model, replace(known, rewrites=(), recipe=None, refitted=0))
     return model
 
 

@@ -7,11 +7,11 @@ from typing import Any
 from dynprune.gate import GateConfig, GroupPlan, attached, is_gated, plan_groups
 from dynprune.gate.probe import small_example
 from dynprune.graph import RULES, Rule, find_groups
-from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.modes import at_inference
 from dynprune.models import LoadedModel
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.recipe import Recipe
-from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, rewrite, undo
+from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, count_made, rewrite, undo
 
 __all__ = ["Inspection", "inspect_model"]
 
@@ -74,12 +74,12 @@ def inspect_model(
     model = loaded.module
     if is_gated(model):
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
+    made = count_made(model)
     try:
         # Nothing is kept, so the proof may run on less.
-        with keeping_buffers(model):
-            with at_inference(model):
-                small = small_example(model, loaded.example)
-            records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
+        with at_inference(model):
+            small = small_example(model, loaded.example)
+        records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
         grouping = find_groups(model, loaded.example, rules=rules)
         if recipe is None:
             configs = {g.name: GateConfig() for g in grouping.groups}
@@ -87,7 +87,7 @@ def inspect_model(
             configs = gate_configs(recipe, grouping.groups)
         plans = plan_groups(model, loaded.example, grouping.groups, configs)
     finally:
-        undo(model)
+        undo(model, made)
     notes = (*_notes_of(records), *grouping.notes)
     return Inspection(loaded.name, tuple(plans), grouping.seconds, notes)
 

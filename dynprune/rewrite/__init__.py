@@ -3,6 +3,7 @@
 from dynprune.rewrite.attention.unpack import UNPACK_ATTENTION
 from dynprune.rewrite.attention.unpacked import UnpackedAttention
 from dynprune.rewrite.decoder.folded import FoldedDecoder
+from dynprune.rewrite.made import count_made
 from dynprune.rewrite.record import Rewrite
 from dynprune.rewrite.surgery import REWRITES, RewriteKind, reapply, rewrite, undo
 
@@ -13,6 +14,7 @@ __all__ = [
     "Rewrite",
     "RewriteKind",
     "UnpackedAttention",
+    "count_made",
     "reapply",
     "rewrite",
     "undo",

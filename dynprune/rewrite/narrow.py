@@ -1,6 +1,8 @@
 """Take neurons out of a model for good: narrower layers, and the way to build them again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.rewrite.made import note_undo
 from dynprune.rewrite.record import Rewrite
 
-__all__ = ["DROP_NEURONS", "can_narrow", "drop_neurons", "narrow_again"]
+__all__ = ["DROP_NEURONS", "can_narrow", "drop_neurons", "narrow_again", "why_narrow"]
 
 DROP_NEURONS = "drop-neurons"
+
+_SIZES = ("in_features", "out_features", "in_channels", "out_channels", "groups", "num_features")
 
 Pruner = Callable[[nn.Module, Sequence[int]], nn.Module]
 
@@ -38,8 +43,8 @@ def can_narrow(model: nn.Module, group: NeuronGroup) -> bool:
 @torch.no_grad()
 def drop_neurons(
     model: nn.Module, group: NeuronGroup, dead: Sequence[int], mean: Tensor | None = None
-) -> tuple[Rewrite, Callable[[], None]]:
-    r"""Take neurons out of every layer of their group, in place.
+) -> Rewrite:
+    r"""Take neurons out of every layer of their group, in place; `undo` puts them back.
 
     .. math:: b_2 \leftarrow b_2 + W_2^{dead} \mu^{dead}
 
@@ -50,27 +55,92 @@ def drop_neurons(
         mean: (neurons,) value at which the neurons stood at the consumers; zero where None.
 
     Returns:
-        The record, and a function that puts the layers back as they were.
+        The record.
     """
-    names = [name for name, _ in _sides(group)]
-    before = [(m, dict(vars(m)), _tensors(m)) for m in map(model.get_submodule, names)]
+    kept = [neuron for neuron in range(group.neurons) if neuron not in set(dead)]
+    whole = [_Whole.of(model.get_submodule(name), side, kept) for name, side in _sides(group)]
+    note_undo(model, partial(_widen, whole))
     if mean is not None:
         for channels in group.consumers:
             consumer: Any = model.get_submodule(channels.module)
             if consumer.bias is not None:
                 columns = consumer.weight.flatten(1)[:, list(dead)]
-                shift = columns @ mean[list(dead)].to(columns)
-                consumer.bias = nn.Parameter(consumer.bias + shift)
+                shifted = consumer.bias + columns @ mean[list(dead)].to(columns)
+                for part in whole:
+                    if part.module is consumer:
+                        part.shifted = shifted.clone()
+                trains = consumer.bias.requires_grad
+                consumer.bias = nn.Parameter(shifted, requires_grad=trains)
     details = {"sides": [list(pair) for pair in _sides(group)], "dead": sorted(dead)}
     _narrow(model, details)
+    return Rewrite(DROP_NEURONS, group.name, details, None)
 
-    def restore() -> None:
-        for module, attributes, (parameters, buffers) in before:
-            vars(module).update(attributes)
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
 
-    return Rewrite(DROP_NEURONS, group.name, details, None), restore
+@dataclass
+class _Whole:
+    """A layer as it was before it was narrowed.
+
+    Attributes:
+        module: the layer.
+        axis: of its weight, along which it was narrowed.
+        kept: the neurons that stayed.
+        attributes: its sizes.
+        parameters: its parameters; the values of the neurons that went are in them.
+        buffers: its buffers, likewise.
+        shifted: its bias just after a mean went into it.
+    """
+
+    module: nn.Module
+    axis: int
+    kept: list[int]
+    attributes: dict[str, Any]
+    parameters: dict[str, nn.Parameter | None]
+    buffers: dict[str, Tensor | None]
+    shifted: Tensor | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, side: str, kept: list[int]) -> "_Whole":
+        """Keep what a layer is before it is narrowed on one side."""
+        sizes = {name: vars(module)[name] for name in _SIZES if name in vars(module)}
+        parameters, buffers = dict(module._parameters), dict(module._buffers)
+        return cls(module, 0 if side == "out" else 1, kept, sizes, parameters, buffers)
+
+    def put_back(self) -> None:
+        """Give the layer its neurons back, in place; those that stayed are as they are now."""
+        module = self.module
+        for name, old in self.parameters.items():
+            new = module._parameters.get(name)
+            if old is not None and new is not None and new is not old:
+                self._carry_over(old, new)
+        for name, before in self.buffers.items():
+            now = module._buffers.get(name)
+            if before is not None and now is not None and now.shape != before.shape:
+                before = before.to(now).index_copy(0, _places(self.kept, now), now)
+            self.buffers[name] = before if before is None or now is None else before.to(now)
+        vars(module).update(self.attributes)
+        module._parameters.update(self.parameters)
+        module._buffers.update(self.buffers)
+
+    def _carry_over(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        """Give a whole parameter what its narrow one has learnt since, in place."""
+        old.data = old.data.to(new)
+        old.requires_grad_(new.requires_grad)
+        if new.shape == old.shape:  # a bias, into which a mean went
+            if self.shifted is not None and not torch.equal(new, self.shifted.to(new)):
+                old.data += new - self.shifted.to(new)
+        elif not torch.equal(new, old.data.index_select(self.axis, _places(self.kept, new))):
+            old.data.index_copy_(self.axis, _places(self.kept, new), new.detach())
+
+
+@torch.no_grad()
+def _widen(whole: Sequence[_Whole], _: nn.Module) -> None:
+    """Put the neurons back into every layer of a group, in place."""
+    for part in whole:
+        part.put_back()
+
+
+def _places(kept: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(kept, device=like.device)
 
 
 def narrow_again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
@@ -79,6 +149,17 @@ def narrow_again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
         if _pruner(model.get_submodule(name), side) is None:
             raise ValueError(f"{name} has no {side} channels to take out")
     return lambda: _narrow(model, record.details)
+
+
+def why_narrow(rewrites: Iterable[Rewrite]) -> str | None:
+    """Say which neurons records tell of that went for good, or None."""
+    gone = {record.module: len(record.details["dead"]) for record in rewrites if _made(record)}
+    names = ", ".join(list(gone)[:3]) + (f" and {len(gone) - 3} more" if len(gone) > 3 else "")
+    return f"{sum(gone.values())} neurons of {names}" if gone else None
+
+
+def _made(record: Rewrite) -> bool:
+    return record.name == DROP_NEURONS and record.reason is None
 
 
 def _narrow(model: nn.Module, details: Mapping[str, Any]) -> None:
@@ -114,7 +195,3 @@ def _pruner(module: nn.Module, side: str) -> Pruner | None:
     if isinstance(module, _BatchNorm) and side == "out":
         return torch_pruning.prune_batchnorm_out_channels
     return None
-
-
-def _tensors(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    return dict(module._parameters), dict(module._buffers)

@@ -9,16 +9,15 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.rewrite.attention.unpack import (
     UNPACK_ATTENTION,
-    pack_attention,
     unpack_again,
     unpack_attention,
 )
-from dynprune.rewrite.decoder.fold import FOLD_DECODER, fold_decoders, refold, unfold_decoders
+from dynprune.rewrite.decoder.fold import FOLD_DECODER, fold_decoders, refold
+from dynprune.rewrite.made import take_back
 from dynprune.rewrite.memory import (
     CHANNELS_LAST,
     lay_out_again,
     lay_out_channels_last,
-    lay_out_plain,
 )
 from dynprune.rewrite.narrow import DROP_NEURONS, narrow_again
 from dynprune.rewrite.record import Rewrite
@@ -28,23 +27,21 @@ __all__ = ["REWRITES", "RewriteKind", "reapply", "rewrite", "undo"]
 
 @dataclass(frozen=True)
 class RewriteKind:
-    """The three things that can be done with one kind of rewrite.
+    """The two ways in which one kind of rewrite is made; each notes what takes it back.
 
     Attributes:
         apply: find, prove and make it in place; one record for each module looked at.
         again: check that a record fits, and give the function that makes it again in place.
-        undo: take all of its kind back, in place.
     """
 
     apply: Callable[[nn.Module, Example], list[Rewrite]]
     again: Callable[[nn.Module, Rewrite], Callable[[], None]]
-    undo: Callable[[nn.Module], None]
 
 
 REWRITES: Mapping[str, RewriteKind] = {
-    FOLD_DECODER: RewriteKind(fold_decoders, refold, unfold_decoders),
-    CHANNELS_LAST: RewriteKind(lay_out_channels_last, lay_out_again, lay_out_plain),
-    UNPACK_ATTENTION: RewriteKind(unpack_attention, unpack_again, pack_attention),
+    FOLD_DECODER: RewriteKind(fold_decoders, refold),
+    CHANNELS_LAST: RewriteKind(lay_out_channels_last, lay_out_again),
+    UNPACK_ATTENTION: RewriteKind(unpack_attention, unpack_again),
 }
 """Every lossless rewrite by its name in a recipe."""
 
@@ -109,19 +106,18 @@ def reapply(
     return model
 
 
-def undo(model: nn.Module, *, kinds: Mapping[str, RewriteKind] = REWRITES) -> nn.Module:
-    """Give the published form back, in place.
+def undo(model: nn.Module, since: int = 0) -> nn.Module:
+    """Take rewrites back, the latest first, in place; what nobody here changed is left alone.
 
     Args:
-        model: rewritten.
-        kinds: every rewrite by its name, as `rewrite` had them.
+        model: any model.
+        since: rewrites that stay, as `count_made` counted them.
 
     Returns:
         The model; bit for bit the one that was rewritten where the rewritten weights were not
         trained since, else the same function as the trained one.
     """
-    for kind in kinds.values():
-        kind.undo(model)
+    take_back(model, since)
     return model
 
 

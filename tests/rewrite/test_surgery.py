@@ -26,6 +26,7 @@ from dynprune.rewrite.decoder import bands as bands_module
 from dynprune.rewrite.decoder import folded as folded_module
 from dynprune.rewrite.decoder.bands import bands_of_sum
 from dynprune.rewrite.decoder.folded import pointwise_as
+from dynprune.rewrite.made import note_undo
 from tests.rewrite.heads import assert_close, image, output, segformer
 
 from .heads import ConvHead, LinearHead, Model, stirred
@@ -281,8 +282,12 @@ def test_both_forms_of_a_1x1_map_compute_the_same(model: nn.Module) -> None:
 
 
 def test_a_rewrite_of_ones_own_is_made_rebuilt_and_taken_back_by_its_kind() -> None:
-    def negate(model: nn.Module) -> None:
+    def flip(model: nn.Module) -> None:
         model.get_parameter("weight").data.neg_()
+
+    def negate(model: nn.Module) -> None:
+        note_undo(model, flip)
+        flip(model)
 
     def apply(model: nn.Module, example: Example) -> list[Rewrite]:
         negate(model)
@@ -291,12 +296,12 @@ def test_a_rewrite_of_ones_own_is_made_rebuilt_and_taken_back_by_its_kind() -> N
     def again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
         return lambda: negate(model)
 
-    kinds = {**REWRITES, "negate": RewriteKind(apply, again, negate)}
+    kinds = {**REWRITES, "negate": RewriteKind(apply, again)}
     model, example = nn.Linear(2, 2), Example((torch.randn(1, 2),))
     weight = model.weight.detach().clone()
     records = rewrite(model, example, ["negate"], kinds=kinds)
     assert torch.equal(model.weight, -weight)
-    undo(model, kinds=kinds)
+    undo(model)
     assert torch.equal(model.weight, weight)
     reapply(model, records, kinds=kinds)
     assert torch.equal(model.weight, -weight)
