@@ -31,6 +31,8 @@ REASONS = {
     r"\._(parameters|buffers|modules)\b": PARTS,
     r"_(forward|backward)(_pre)?_hooks": "hooks of the user's are looked for, and handed on",
     r"_schema|_ops\.OpOverload|_python_dispatch": "an operator is named there alone",
+    r"_hf_hook": "where accelerate puts the hook that moves a layer",
+    r"B010": "an assignment to sys.stderr would be checked for a whole TextIO",
     r"_functorch": "a value under vmap must be told from a plain one",
     r"sys\._getframe": "the line of the host's code that asks about a value",
     r"_model_mapping": "which class transformers would build, without building it",

@@ -161,7 +161,7 @@ def load(
         _give_types(model, str(manifest["dtype"]), manifest.get("dtypes", {}))
     except InputError as error:
         raise InputError(f"{directory / MANIFEST}: {error}") from error
-    except Exception as error:
+    except Exception as error:  # of records that somebody wrote; our own are raised again
         if is_as_written(manifest) and not isinstance(error, DynpruneError):
             raise  # nobody changed what we wrote, so this is a fault of ours
         raise InputError(
