@@ -12,7 +12,7 @@ from dynprune.example import Example
 from dynprune.gate.caches import modules_with_caches
 from dynprune.gate.carriers import carry
 from dynprune.gate.config import GateConfig
-from dynprune.gate.inject import Attachment, gates, inject, remove
+from dynprune.gate.inject import Attachment, gates, inject, is_gated, remove
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.padding_trial import padding_faults
@@ -135,6 +135,8 @@ def _first_plan(
         return plan.refused(ignored)
     if group.causal and not allow_causal:
         return plan.refused("a causal model's gate would see tokens of the future")
+    if (part := _gated_part(model, group)) is not None:
+        return plan.refused(f"it is in {part}, which is gated already")
     if (fault := _fault(model, group)) is not None:
         return plan.refused(fault)
     layout = seen.layouts.get(group.name, "its module did not run on the example")
@@ -174,6 +176,16 @@ def _explained(model: nn.Module, group: NeuronGroup, reason: str) -> str:
         if (hooks := hooks_of_calls(module)) and name in reason:
             return f"{reason}, with the hook {', '.join(hooks)} that is registered on it"
     return reason
+
+
+def _gated_part(model: nn.Module, group: NeuronGroup) -> str | None:
+    """Name the part of a model that has gates of its own and holds a layer of this group."""
+    for name in group.modules:
+        while name:
+            if is_gated(model.get_submodule(name)):
+                return name
+            name = name.rpartition(".")[0]
+    return None
 
 
 def _fault(model: nn.Module, group: NeuronGroup) -> str | None:

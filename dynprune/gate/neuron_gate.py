@@ -124,14 +124,15 @@ class NeuronGate(nn.Module):
         self.sync()
         return self
 
-    def choose(self, tokens: Tensor, call: Call) -> Selection:
+    def choose(self, tokens: Tensor, call: Call, source: Tensor | None = None) -> Selection:
         """Choose the neurons for the input that a producer is about to read, for this call.
 
         Args:
             tokens: (B, T, C) input of the owner (or its pre-activation).
             call: that runs; the selection is put into it.
+            source: what the owner got; the tokens themselves where None.
         """
-        real = call.real(tokens)
+        real = call.real(tokens, source)
         output = forced_output(self.members, tokens.shape[0])
         if output is None:
             output = self.scores(tokens, real)

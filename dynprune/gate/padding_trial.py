@@ -19,7 +19,7 @@ __all__ = ["padding_faults"]
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-4  # of the largest pooled value; what padding does to a mean is far larger
-_ENDS = ("key_padding_mask", "padding_mask", "attention_mask", "mask")
+_ENDS = ("key_padding_mask", "padding_mask", "attention_mask", "attn_mask", "mask")
 
 
 @dataclass(frozen=True)
