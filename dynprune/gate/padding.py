@@ -108,7 +108,7 @@ def masks_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Param
     sources: list[Tensor] = []
     empty = parameters.both  # nothing says which of the module's own tokens are padding
     count = len(args)
-    given = [
+    given: list[tuple[str, str | None, Any]] = [
         (name, kind, args[place] if place < count else kwargs.get(name))
         for place, name, kind in parameters.read
     ]
