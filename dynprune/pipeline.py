@@ -39,6 +39,7 @@ from dynprune.gate import (
     remove,
     start_from_weights,
 )
+from dynprune.gate.fixed import fix_gates, only_fixable
 from dynprune.gate.probe import small_example
 from dynprune.graph import Grouping, find_groups
 from dynprune.models import LoadedModel
@@ -53,6 +54,7 @@ from dynprune.recipe.build import (
 )
 from dynprune.removal import drop_dead
 from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, rewrite, undo
+from dynprune.rewrite.narrow import refuse_removed
 from dynprune.storage import write_model
 
 __all__ = [
@@ -169,7 +171,8 @@ def apply_recipe(
             an order where None.
 
     Returns:
-        ``loaded.module``, gated and in eval mode. Where anything fails it is as it was.
+        ``loaded.module`` in eval mode, gated; with ``apply.gate.choose: fixed`` it has narrow plain
+        layers and no gates. Where anything fails it is as it was.
 
     Raises:
         NoMatchError: where a target matches nothing, or no group at all can be gated.
@@ -190,6 +193,8 @@ def apply_recipe(
         grouping = find_groups(model, loaded.example)
         calibration = None if calibration is None else list(calibration)
         plans = _planned(model, loaded.example, recipe, grouping, calibration or ())
+        if recipe.apply.gate.choose == "fixed":
+            plans = only_fixable(model, plans)
         record = inject(model, plans, seed=recipe.runtime.seed)
         refused = [plan for plan in record.plans if plan.mode == "refused"]
         if len(refused) == len(record.plans):
@@ -210,6 +215,8 @@ def apply_recipe(
                 "No data was given: neurons are ordered by their weights and skipped ones stand "
                 "at zero. Give --data to calibrate."
             )
+        if recipe.apply.gate.choose == "fixed":
+            rewrites.append(fix_gates(model, loaded.example)[0])
     except BaseException:
         if is_gated(model):
             remove(model)
@@ -240,7 +247,9 @@ def _planned(
 ) -> list[GroupPlan]:
     """Settle how every group is gated, and how much it skips."""
     configs = gate_configs(recipe, grouping.groups)
-    plans = plan_groups(model, example, grouping.groups, configs)
+    # One set for every input sees no input, so none of the future either.
+    fixed = recipe.apply.gate.choose == "fixed"
+    plans = plan_groups(model, example, grouping.groups, configs, allow_causal=fixed)
     saves_time = recipe.apply.target == "latency"
     if saves_time:
         plans = choose_by_latency(model, example, plans)
@@ -259,11 +268,15 @@ def restore(model: nn.Module) -> nn.Module:
     Returns:
         The model. Untrained, it is the one that was gated, bit for bit; trained, it is the dense
         model with the student's weights.
+
+    Raises:
+        UsageError: neurons were removed for good; the model is untouched.
     """
+    known = provenance_of(model)
+    refuse_removed(known.rewrites)
     if is_gated(model):
         remove(model)
     undo(model)
-    known = provenance_of(model)
     set_provenance(model, replace(known, rewrites=(), recipe=None))
     return model
 

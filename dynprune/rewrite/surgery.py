@@ -20,7 +20,7 @@ from dynprune.rewrite.memory import (
     lay_out_channels_last,
     lay_out_plain,
 )
-from dynprune.rewrite.narrow import DROP_NEURONS, narrow_again
+from dynprune.rewrite.narrow import FIX_NEURONS, PERMANENT, narrow_again
 from dynprune.rewrite.record import Rewrite
 
 __all__ = ["REWRITES", "reapply", "rewrite", "undo"]
@@ -81,10 +81,23 @@ def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
         UsageError: a record does not fit the model, which is then untouched.
     """
     made = [record for record in rewrites if record.reason is None]
-    _check_names([record.name for record in made if record.name != DROP_NEURONS])
+    _check_names([record.name for record in made if record.name not in PERMANENT])
+    # What is fixed last may lie in layers that other rewrites make.
+    first = [record for record in made if record.name != FIX_NEURONS]
+    last = [record for record in made if record.name == FIX_NEURONS]
+    _again(model, first)
+    try:
+        return _again(model, last)
+    except UsageError:
+        undo(model)
+        raise
+
+
+def _again(model: nn.Module, records: Sequence[Rewrite]) -> nn.Module:
+    """Check that all of some records fit, then make all of them again, in place."""
     steps = []
-    for record in made:
-        again = narrow_again if record.name == DROP_NEURONS else REWRITES[record.name].again
+    for record in records:
+        again = narrow_again if record.name in PERMANENT else REWRITES[record.name].again
         try:
             steps.append(again(model, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
