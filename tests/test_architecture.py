@@ -31,7 +31,7 @@ distill
 report
 export
 recipe.build
-removal choose distribute
+removal choose distribute planning
 pipeline
 api
 demo
