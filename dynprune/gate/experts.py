@@ -79,7 +79,8 @@ class ExpertRouter(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the expert of every instance."""
-        return F.linear(tokens.mean(1), self.weight, self.bias).argmax(-1)
+        pooled = tokens.mean(1, dtype=self.weight.dtype)
+        return F.linear(pooled, self.weight, self.bias).argmax(-1)
 
     @property
     def macs(self) -> int:
@@ -211,8 +212,14 @@ def is_grouped(tokens: Tensor, weight: Tensor) -> bool:
         tokens.is_cuda
         and tokens.dtype == weight.dtype == torch.bfloat16
         and weight.shape[1] % 8 == weight.shape[2] % 8 == 0
-        and hasattr(torch, "_grouped_mm")
+        and _has_grouped_product()
     )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch's
+def _has_grouped_product() -> bool:
+    """Whether this card multiplies groups without asking the processor for their bounds."""
+    return hasattr(torch, "_grouped_mm") and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def grouped_product(tokens: Tensor, weight: Tensor, bias: Tensor | None, expert: Tensor) -> Tensor:
@@ -233,7 +240,7 @@ def grouped_product(tokens: Tensor, weight: Tensor, bias: Tensor | None, expert:
     experts = torch.arange(weight.shape[0], device=expert.device)
     ends = (expert[:, None] <= experts).sum(0).mul(count).to(torch.int32)  # (M,)
     if batch == 1:
-        y = torch._grouped_mm(tokens[0], weight.transpose(1, 2), offs=ends)[None]
+        y = torch._grouped_mm(tokens[0].contiguous(), weight.transpose(1, 2), offs=ends)[None]
         return y if bias is None else y + bias.index_select(0, expert)[:, None]
     order = expert.argsort(stable=True)
     flat = tokens.index_select(0, order).view(-1, width)

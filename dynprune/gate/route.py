@@ -149,7 +149,9 @@ def _read(source: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
 def _router(experts: Experts, like: Tensor) -> ExpertRouter:
     """Turn nearest centres into a linear choice: -|s (x - c)|^2 without what all have in common."""
     count, features = experts.centres.shape
-    router = ExpertRouter(features, count, device=like.device, dtype=like.dtype)
+    # Distances are differences of large numbers: half precision cannot tell near centres apart.
+    precise = torch.promote_types(like.dtype, torch.float32)
+    router = ExpertRouter(features, count, device=like.device, dtype=precise)
     square = experts.scale.double().square()
     centres = experts.centres.double()
     router.weight.copy_(centres * square)
