@@ -19,14 +19,14 @@ demo: install
 # Inference engines leave threads behind that do not bear processes that come and go: their tests
 # have processes of their own.
 CLI_ENGINES := tests/cli/test_report_latency.py tests/cli/test_report_page.py tests/docs/test_tutorial.py
-ENGINES := tests/export tests/cli/test_export.py $(CLI_ENGINES) tests/report/test_latency.py \
+ENGINES := tests/export tests/cli/test_export.py $(CLI_ENGINES) tests/measure/test_latency.py \
 	tests/report/test_page.py
 
 test: install
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(ENGINES))
 	$(BIN)/python -m pytest tests/export
 	$(BIN)/python -m pytest tests/cli/test_export.py
-	$(BIN)/python -m pytest $(CLI_ENGINES) tests/report/test_latency.py tests/report/test_page.py
+	$(BIN)/python -m pytest $(CLI_ENGINES) tests/measure/test_latency.py tests/report/test_page.py
 
 # The same tests, slower, with the lines and branches that they reach counted.
 coverage: install

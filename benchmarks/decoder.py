@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from dynprune.measure.latency import interleaved
 from dynprune.models import load_model
+from dynprune.pipeline.arguments import model_arguments
 from dynprune.recipe import load_recipe
-from dynprune.recipe.build import model_arguments
-from dynprune.report.latency import interleaved
-from dynprune.rewrite import FoldedDecoder, bands, rewrite
+from dynprune.rewrite import FoldedDecoder, rewrite
+from dynprune.rewrite.decoder import bands
 
 
 def main() -> None:

@@ -24,16 +24,18 @@ from typing import Any
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.cores import share_a_cache
 from dynprune.example import Example
 from dynprune.export.engines import ENGINES, latency_report
 from dynprune.export.program import compact
 from dynprune.files import write_file
+from dynprune.measure.macs import without_gates
 from dynprune.models import load_model
 from dynprune.pipeline import apply_recipe
+from dynprune.pipeline.arguments import model_arguments
 from dynprune.recipe import load_recipe
-from dynprune.recipe.build import model_arguments
-from dynprune.report.cores import share_a_cache
-from dynprune.report.macs import without_gates
 from dynprune.rewrite import undo
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -205,7 +207,7 @@ input size of its row.
 
 The two cores are a virtual machine's, which stand at one last-level cache most of the time and at
 two the rest. That is told by how long threads take to exchange what they wrote
-(`dynprune/report/cores.py`). With `--cores together` a run of any form counts only if the cores
+(`benchmarks/cores.py`). With `--cores together` a run of any form counts only if the cores
 shared the cache before and after it, as two cores of one processor do; with `--cores apart` only if
 they did not.
 

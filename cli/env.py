@@ -6,7 +6,7 @@ from .terminal import Terminal, table
 
 def run(json: Json = False) -> None:
     """Show versions, processor and threads, for a bug report."""
-    from dynprune.storage import environment
+    from dynprune.models.storage import environment
 
     found = environment()
     Terminal(json=json).result(found, table("", "", rows=list(found.items())))

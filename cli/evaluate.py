@@ -41,8 +41,8 @@ def run(
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
     from dynprune.data import open_dataset
-    from dynprune.evaluate import evaluate
-    from dynprune.recipe.build import picture_arguments
+    from dynprune.pipeline.arguments import picture_arguments
+    from dynprune.tasks.evaluate import evaluate
 
     from .subject import choose_device
 

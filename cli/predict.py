@@ -51,8 +51,8 @@ def run(
     prepare(threads, followed)
     place = choose_device(device)
     loaded = load_subject(model, followed, device=place)
-    from dynprune.predict import predict_files
-    from dynprune.recipe.build import picture_arguments
+    from dynprune.pipeline.arguments import picture_arguments
+    from dynprune.tasks.predict import predict_files
 
     rows = []
     with _directory(target) as directory, terminal.progress("predict") as step:

@@ -32,8 +32,8 @@ from .terminal import Terminal, table
 
 if TYPE_CHECKING:
     from dynprune.example import Example
-    from dynprune.report.counters import CounterRow
-    from dynprune.report.macs import LayerMacs, MacsReport
+    from dynprune.measure.counters import CounterRow
+    from dynprune.measure.macs import LayerMacs, MacsReport
 
 app = typer.Typer(no_args_is_help=True, help="Count, time and show what pruning saves.")
 
@@ -86,8 +86,8 @@ def flops(
     place = choose_device(device)
     loaded = load_subject(model, followed, weights=weights, size=size, batch=batch, device=place)
     from dynprune.gate import is_gated
+    from dynprune.measure.macs import macs_report
     from dynprune.pipeline import apply_recipe
-    from dynprune.report.macs import macs_report
 
     if not is_gated(loaded.module):
         if followed is None:
@@ -100,7 +100,7 @@ def flops(
     layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
     views: list[Any] = [layers, "", _totals(found)]
     if counters:
-        from dynprune.report.counters import compare_counters
+        from dynprune.measure.counters import compare_counters
 
         rows = compare_counters(loaded.module, loaded.example)
         record["counters"] = [asdict(row) for row in rows]

@@ -26,9 +26,9 @@ from .subject import find_recipe, load_subject, prepare, require_recipe
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
+    from dynprune.measure.breakeven import BreakEven
+    from dynprune.measure.latency import LatencyReport
     from dynprune.models import LoadedModel
-    from dynprune.report.breakeven import BreakEven
-    from dynprune.report.latency import LatencyReport
 
 
 def run(
@@ -80,13 +80,13 @@ def run(
     record = found.to_json()
     shown = [_medians(found)]
     if breakeven:
-        from dynprune.report.breakeven import break_even
+        from dynprune.measure.breakeven import break_even
 
         modules = break_even(loaded.module, loaded.example)
         record["break_even"] = [module.to_json() for module in modules]
         shown.append(_crossings(modules))
     if plot is not None:
-        from dynprune.report.latency import plot_latency
+        from dynprune.measure.latency import plot_latency
 
         plot_latency(found, Path(plot))
         record["plot"] = plot

@@ -23,7 +23,7 @@ from .subject import choose_device, find_recipe, load_subject, prepare
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
-    from dynprune.report.neurons import NeuronReport
+    from dynprune.measure.neurons import NeuronReport
 
 
 def run(
@@ -54,10 +54,10 @@ def run(
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
     from dynprune.data import open_dataset
-    from dynprune.recipe.build import picture_arguments
-    from dynprune.report.calls import PictureCalls, spread
-    from dynprune.report.neurons import neuron_report
-    from dynprune.report.overlap import worlds_of
+    from dynprune.measure.calls import PictureCalls, spread
+    from dynprune.measure.neurons import neuron_report
+    from dynprune.measure.overlap import worlds_of
+    from dynprune.pipeline.arguments import picture_arguments
 
     place = choose_device(device)
     shown = spread(open_dataset(data, split), images)

@@ -95,7 +95,7 @@ def run(
     prepare(threads, followed)
     from dynprune.data import open_dataset
     from dynprune.gate import is_gated
-    from dynprune.recipe.build import picture_arguments
+    from dynprune.pipeline.arguments import picture_arguments
     from dynprune.report.findings import gather
     from dynprune.report.page import render, write_page
 

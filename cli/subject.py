@@ -95,7 +95,7 @@ def load_subject(
     arguments: dict[str, Any] = {}
     name = None if model is None or is_recipe(model) else model
     if recipe is not None:
-        from dynprune.recipe.build import model_arguments
+        from dynprune.pipeline.arguments import model_arguments
 
         arguments = model_arguments(recipe)
     if name is None:

@@ -14,9 +14,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 from torch import nn  # noqa: E402
 
 import dynprune  # noqa: E402
+from dynprune.distill.schedule import PruneSchedule  # noqa: E402
 from dynprune.gate import gates  # noqa: E402
-from dynprune.report.executed import count_executed  # noqa: E402
-from dynprune.schedule import PruneSchedule  # noqa: E402
+from dynprune.measure.executed import count_executed  # noqa: E402
 
 FOLDER = Path(__file__).parent / "images"
 INK, BLUE, ORANGE, PAPER = "#4d5560", "#0072b2", "#d55e00", "#ffffff"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(FOLDER.parent))
 
 from dynprune.gate import GateConfig, plan_groups  # noqa: E402
 from dynprune.graph import find_groups  # noqa: E402
-from dynprune.report.macs import analytic  # noqa: E402
+from dynprune.measure.macs import analytic  # noqa: E402
 from tests.zoo import ZOO  # noqa: E402
 
 KINDS = ("ffn", "qk", "v")

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from dynprune import pipeline
-from dynprune import storage as files
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.models import LoadedModel, ModelSource, classes_of, source_of
-from dynprune.provenance import provenance_of
+from dynprune.models import LoadedModel, ModelSource, classes_of, provenance_of, source_of
+from dynprune.models import storage as files
 from dynprune.recipe import Recipe, load_recipe
 
 __all__ = ["ExampleLike", "apply", "inspect", "load", "restore", "save"]

@@ -1,6 +1,7 @@
 """The shape of the source tree, enforced: who imports whom, what is banned, module length."""
 
 import ast
+import importlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,37 +9,33 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the bottom to the top; a module may import what stands before it, and its own line.
-ORDER = """
-errors
-example fastpath modes replace
-graph
-rewrite
-gate
-schedule
-penalty
-recipe recipes
-files
-inputs
-declared
-pretrained
-models provenance card storage
-logits
-data
-evaluate embedding
-predict
-distill
-report
-export
-recipe.build
-removal choose distribute planning
-pipeline
-api
-demo
-__init__
-cli
-"""
-RANK = {name: rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}
+# From the bottom to the top; a module may import what stands before it, and its own room.
+ORDER = [
+    "errors",
+    "example",
+    "files",
+    "host",
+    "graph",
+    "rewrite",
+    "gate",
+    "data",
+    "tasks",
+    "recipes",
+    "recipe",
+    "models",
+    "measure",
+    "planning",
+    "distill",
+    "export",
+    "report",
+    "pipeline",
+    "api",
+    "demo",
+    "__init__",
+    "cli",
+]
+RANK = {name: place for place, name in enumerate(ORDER)}
+FLAT = {"__init__", "api", "errors", "example", "files"}
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "base"}
 BANNED_IMPORTS = {"torchvision", "timm", "pickle", "cloudpickle", "dill", "shelve", "marshal"}
 TERMINAL = {"typer", "rich", "click"}
@@ -75,36 +72,87 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path):
-    """Absolute dotted names of everything that a file imports, wherever in it."""
+def imported_by(path):
+    """Every module that a file imports from, wherever in it, and the names that it takes of it."""
     package = name_of(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            yield module, tuple(alias.name for alias in node.names)
+
+
+def imports_of(path):
+    """Absolute dotted names of everything that a file imports."""
+    for module, names in imported_by(path):
+        yield module
+        yield from (f"{module}.{name}" for name in names)
 
 
 def rank(name):
     """Place of a dynprune module in the order; None for what is not one."""
     package, *parts = name.split(".")
-    if package != "dynprune" or not _is_module(parts):
+    if package != "dynprune" or file_of(name) is None:
         return None
-    if not parts:
-        return RANK["__init__"]
-    # recipe.build has a line of its own: the translator knows all that it translates to.
-    return RANK.get(".".join(parts[:2]), RANK.get(parts[0]))
+    return RANK.get(parts[0] if parts else "__init__")
 
 
-def _is_module(parts):
+def file_of(name):
+    """The file that holds a dotted name of ours; None where no module is called so."""
+    package, *parts = name.split(".")
+    if package != "dynprune":
+        return None
     folder = ROOT if parts[:1] in (["cli"], ["recipes"]) else ROOT / "dynprune"
     place = folder.joinpath(*parts)
-    return place.is_dir() or place.with_suffix(".py").is_file()
+    found = [place / "__init__.py", place.with_suffix(".py")] if parts else [place / "__init__.py"]
+    return next((path for path in found if path.is_file()), None)
+
+
+def files_imported_by(path):
+    """The files of ours that a file imports, lazily and for types too.
+
+    A module's package is run before it; since a package imports its modules, only what a statement
+    asks of the package itself counts.
+    """
+    for module, names in imported_by(path):
+        home = file_of(module)
+        if home is None:
+            continue
+        listed = names_in_all(home)
+        modules = {name: file_of(f"{module}.{name}") for name in names if name not in listed}
+        found = {file for file in modules.values() if file is not None}
+        if not names or len(found) < len(names):
+            found.add(home)
+        yield from found - {path}
+
+
+@lru_cache
+def names_in_all(path):
+    """What a file lists in `__all__`."""
+    for node in [] if path is None else tree_of(path).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
+            return tuple(ast.literal_eval(node.value))
+    return ()
+
+
+def circles(edges):
+    """Every file from which a way leads back to itself."""
+
+    def reached(start):
+        seen, waiting = set(), list(edges[start])
+        while waiting:
+            node = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                waiting += edges[node]
+        return seen
+
+    return sorted(show(path) for path in edges if path in reached(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=show)
@@ -117,6 +165,24 @@ def test_imports_flow_one_way(path):
     own = rank(name_of(path))
     found = {name: rank(name) for name in imports_of(path) if name != "dynprune"}
     assert not [name for name, place in found.items() if place is not None and place > own]
+
+
+def test_no_two_files_import_each_other_by_any_way_round():
+    edges = {path: sorted(set(files_imported_by(path))) for path in MODULES}
+    assert sum(map(len, edges.values())) > len(MODULES)
+    assert not circles(edges)
+
+
+def test_a_circle_would_be_found():
+    one, two, three = (ROOT / name for name in ("one", "two", "three"))
+    assert circles({one: [two], two: [three], three: [two]}) == ["three", "two"]
+
+
+def test_every_line_of_the_order_is_a_room_and_few_modules_lie_flat():
+    rooms = {name_of(path).split(".")[1] for path in MODULES if name_of(path) != "dynprune"}
+    assert rooms | {"__init__"} == set(ORDER)
+    assert len(ORDER) == len(RANK)
+    assert {path.stem for path in (ROOT / "dynprune").glob("*.py")} == FLAT
 
 
 @pytest.mark.parametrize("path", MODULES, ids=show)
@@ -158,3 +224,29 @@ def test_every_module_states_its_idea_and_is_not_too_long(path):
     assert docstring
     assert docstring.splitlines()[0].endswith((".", ":"))
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+PACKAGES = [path for path in MODULES if path.name == "__init__.py"]
+EXPORTING = [path for path in MODULES if "__all__" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=show)
+def test_a_package_only_reexports_and_lists_all_that_it_imports(path):
+    body = tree_of(path).body[1:]  # after the docstring
+    imports = [n for n in body if isinstance(n, ast.ImportFrom)]
+    imported = [alias.asname or alias.name for node in imports for alias in node.names]
+    if path == ROOT / "dynprune" / "__init__.py":  # imports when it is asked: see its own tests
+        return
+    rest = [ast.unparse(n).partition(" ")[0] for n in body if not isinstance(n, ast.ImportFrom)]
+    assert rest == (["__all__"] if imports else [])
+    assert sorted(imported) == sorted(names_in_all(path))
+
+
+@pytest.mark.parametrize("path", EXPORTING, ids=show)
+def test_every_listed_name_exists_and_the_list_is_sorted(path):
+    listed = list(names_in_all(path))
+    assert len(listed) == len(set(listed))
+    # As ruff sorts them: constants, then classes, then functions.
+    assert listed == sorted(listed, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    module = importlib.import_module(name_of(path))
+    assert not [name for name in listed if not hasattr(module, name)]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.data import SegmentationData, normalise
-from dynprune.evaluate import evaluate, score
 from dynprune.example import Example
-from dynprune.gate import gates
-from dynprune.report.executed import executed
-from dynprune.report.overlap import Overlap, overlap_of
+from dynprune.gate import gates, observing
+from dynprune.measure.executed import executed
+from dynprune.measure.overlap import Overlap, overlap_of
+from dynprune.tasks.evaluate import evaluate, score
 
 __all__ = ["measure"]
 
@@ -81,12 +81,5 @@ def _kept_sets(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Collect every gate's kept neurons, (1, neurons) a picture, while the block runs."""
     kept: dict[str, list[Tensor]] = {name: [] for name in gates(model)}
 
-    def after(*_: object) -> None:
-        for name, gate in gates(model).items():
-            kept[name].append(gate.mask.bool().float())
-
-    handle = model.register_forward_hook(after)
-    try:
+    with observing(lambda seen: kept[seen.neurons.name].append(seen.selection.keep)):
         yield kept
-    finally:
-        handle.remove()

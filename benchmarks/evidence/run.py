@@ -16,8 +16,8 @@ from torch import nn
 from dynprune.data import SegmentationData, TrainingBatches, open_dataset
 from dynprune.models import LoadedModel, load_model
 from dynprune.pipeline import apply_recipe, calibration_calls, learn, make_teacher
+from dynprune.pipeline.arguments import batch_arguments
 from dynprune.recipe import Recipe, load_recipe
-from dynprune.recipe.build import batch_arguments
 from dynprune.rewrite import rewrite
 
 from .measure import measure

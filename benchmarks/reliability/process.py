@@ -84,11 +84,11 @@ def import_everything() -> None:
     from transformers import AutoConfig, SegformerForSemanticSegmentation  # noqa: F401
 
     import dynprune.distill.trainer
-    import dynprune.evaluate
+    import dynprune.measure.macs
+    import dynprune.models.storage
     import dynprune.pipeline
-    import dynprune.predict
-    import dynprune.report.macs
-    import dynprune.storage  # noqa: F401
+    import dynprune.tasks.evaluate
+    import dynprune.tasks.predict  # noqa: F401
 
     torch.set_num_threads(1)
 

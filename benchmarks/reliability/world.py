@@ -100,7 +100,7 @@ def make_world(root: Path) -> World:
     """Write the tiny world's files, all but the gated model."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    from dynprune.pretrained import write_pretrained
+    from dynprune.models.pretrained import write_pretrained
     from dynprune.recipe import parse_recipe
 
     world = World(root)

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from dynprune.distill.batches import Inputs
-from dynprune.embedding import text_embedding
 from dynprune.errors import UsageError
-from dynprune.logits import logits_of
-from dynprune.rewrite.folded import FoldedDecoder
+from dynprune.rewrite.decoder.folded import FoldedDecoder
+from dynprune.tasks.embedding import text_embedding
+from dynprune.tasks.logits import logits_of
 
 __all__ = ["EMBEDDING", "ENCODER_STAGES", "LOGITS", "Observed", "Observer"]
 
@@ -53,7 +53,7 @@ class Observer:
     ``encoder_stages`` are the stage maps that a :class:`FoldedDecoder` reads, where the model has
     one; else the ``hidden_states`` that a transformers model returns on request. ``re:PATTERN``
     are the outputs of the modules whose full name matches, in the model's order. ``embedding`` is
-    one vector a text, see :func:`~dynprune.embedding.text_embedding`.
+    one vector a text, see :func:`~dynprune.tasks.embedding.text_embedding`.
 
     Padding, where the inputs have an ``attention_mask``, is zero in every map, so that no loss
     sees it.

@@ -10,8 +10,8 @@ from dynprune import gate
 from dynprune.distill import losses
 from dynprune.distill.batches import Inputs
 from dynprune.distill.features import ENCODER_STAGES, LOGITS, Observed, Observer
+from dynprune.distill.penalty import gate_l1
 from dynprune.errors import UsageError
-from dynprune.penalty import gate_l1
 
 __all__ = ["LossTerm", "Objective", "Penalty", "StagePlan"]
 
@@ -62,7 +62,7 @@ class Penalty:
     """A weighted term that looks at the student alone, in every stage.
 
     Attributes:
-        type: ``gate_l1``, see :func:`~dynprune.penalty.gate_l1`.
+        type: ``gate_l1``, see :func:`~dynprune.distill.penalty.gate_l1`.
         weight: factor in the loss.
     """
 
@@ -177,17 +177,22 @@ class Objective(nn.Module):
         """
         assert self.stage is not None
         assert self._observer is not None
-        seen = self._observer(inputs)
+        values: list[Tensor] = []
+
+        def note(gated: gate.Observation) -> None:
+            if gated.values is not None:
+                values.append(gated.values)
+
+        with gate.observing(note):
+            seen = self._observer(inputs)
         parts: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         for term in self.stage.losses:
             value = self._term(term, seen, target, labels, label_total)
             parts[_free_name(term.type, parts)] = value.detach()
             weighted.append(term.weight * value)
-        values = [g.values for g in gate.gates(self.student).values()] if self.penalties else []
-        gated = [value for value in values if value is not None]
         for penalty in self.penalties:
-            value = gate_l1(gated).to(weighted[0].device)
+            value = gate_l1(values).to(weighted[0].device)
             parts[penalty.type] = value.detach()
             weighted.append(penalty.weight * value)
         return torch.stack(weighted).sum(), parts

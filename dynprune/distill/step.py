@@ -21,9 +21,9 @@ from dynprune.distill.batches import Batch, Inputs, micro_batches
 from dynprune.distill.ema import MovingAverage
 from dynprune.distill.features import Observed, Observer
 from dynprune.distill.optimizer import AdamW
+from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.distill.stage import LABEL_LOSS, Objective, Penalty, StagePlan
 from dynprune.errors import UsageError
-from dynprune.schedule import LearningRate, PruneSchedule
 
 __all__ = ["Execution", "StepResult", "Stepper", "step_seed"]
 

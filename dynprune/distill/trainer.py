@@ -18,10 +18,10 @@ from dynprune.distill.lock import OutputLock
 from dynprune.distill.optimizer import AdamW
 from dynprune.distill.processes import join_processes
 from dynprune.distill.run import Reporting, Run, Validate
+from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.distill.stage import Penalty, StagePlan
 from dynprune.distill.step import Execution, Stepper
 from dynprune.errors import OutputError, UsageError
-from dynprune.schedule import LearningRate, PruneSchedule
 
 __all__ = ["train"]
 

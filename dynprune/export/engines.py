@@ -15,9 +15,9 @@ from torch import nn
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.export.program import Target, compact
-from dynprune.report.executed import executed
-from dynprune.report.latency import FORMS, EngineLatency, LatencyReport, Run, interleaved
-from dynprune.report.macs import without_gates
+from dynprune.measure.executed import executed
+from dynprune.measure.latency import FORMS, EngineLatency, LatencyReport, Run, interleaved
+from dynprune.measure.macs import without_gates
 from dynprune.rewrite import undo
 
 __all__ = ["ENGINES", "latency_report"]
@@ -45,8 +45,8 @@ class _Subject:
         """Convert the model unless that was done."""
         import onnx
 
-        from dynprune.export.bfloat16 import gathered_in_bfloat16
         from dynprune.export.onnx import onnx_model
+        from dynprune.export.passes.bfloat16 import gathered_in_bfloat16
 
         path = self.directory / f"{id(self.model)}-{target}-{arithmetic}.onnx"
         if not path.exists():

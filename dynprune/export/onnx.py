@@ -17,8 +17,8 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.export.instances import over_instances
 from dynprune.export.kept import kept_file
+from dynprune.export.passes.instances import over_instances
 from dynprune.export.program import Exportable, Target, exportable
 from dynprune.export.verify import Check, check_calls, largest_difference
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.export.bfloat16 import gathered_in_bfloat16
 from dynprune.export.kept import kept_file
 from dynprune.export.onnx import Export, onnx_model
+from dynprune.export.passes.bfloat16 import gathered_in_bfloat16
 from dynprune.export.verify import Check, check_calls, largest_difference
 
 __all__ = ["OpenvinoPrecision", "export_openvino", "openvino_runner"]

@@ -15,18 +15,18 @@ from torch.utils import _pytree as pytree
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.export.centred import centre_norms
-from dynprune.export.instances import COPIES
-from dynprune.export.kernels import choose_kernels
-from dynprune.export.movements import simplify_movements
-from dynprune.export.norms import absorb_norms, scale_keys
-from dynprune.export.planes import multiply_in_planes
-from dynprune.export.products import multiply_in_batches
-from dynprune.export.selections import simplify_selections
+from dynprune.export.passes.centred import centre_norms
+from dynprune.export.passes.instances import COPIES
+from dynprune.export.passes.kernels import choose_kernels
+from dynprune.export.passes.movements import simplify_movements
+from dynprune.export.passes.norms import absorb_norms, scale_keys
+from dynprune.export.passes.planes import multiply_in_planes
+from dynprune.export.passes.products import multiply_in_batches
+from dynprune.export.passes.selections import simplify_selections
 from dynprune.gate import gates, set_execution
-from dynprune.logits import logits_of
-from dynprune.modes import evaluating
-from dynprune.rewrite.folded import pointwise_as
+from dynprune.host.modes import evaluating
+from dynprune.rewrite.decoder.folded import pointwise_as
+from dynprune.tasks.logits import logits_of
 
 __all__ = ["Exportable", "Target", "compact", "exportable"]
 
@@ -178,9 +178,6 @@ def _traced(
     except Exception as error:  # any model may refuse to be traced, in its own words
         logger.info("torch.export: %s", error)
         return None
-    finally:
-        for gate in gates(model).values():
-            gate.forget()  # tensors without data
 
 
 def _decoder_form(target: Target, *, fixed_size: bool) -> AbstractContextManager[None]:

@@ -9,8 +9,8 @@ from torch.utils import _pytree as pytree
 from dynprune.errors import OutputError
 from dynprune.example import Example
 from dynprune.export.program import compact
-from dynprune.logits import logits_of
 from dynprune.rewrite.proof import relative_error
+from dynprune.tasks.logits import logits_of
 
 __all__ = ["Check", "check_calls", "largest_difference"]
 

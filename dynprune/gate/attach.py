@@ -9,17 +9,22 @@ from torch import nn
 
 from dynprune.errors import GateError
 from dynprune.example import Example
+from dynprune.gate.caches import modules_with_caches
 from dynprune.gate.carriers import carry
-from dynprune.gate.inject import Attachment, inject, remove
+from dynprune.gate.config import GateConfig
+from dynprune.gate.inject import Attachment, gates, inject, remove
 from dynprune.gate.linear import DynamicLinear
-from dynprune.gate.neuron_gate import GateConfig, NeuronGate
+from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.gate.padding_trial import padding_faults
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.probe import Probe, probe, small_example
-from dynprune.gate.results import close
 from dynprune.gate.survive import those_that_run
 from dynprune.gate.verify import verify
+from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.modes import at_inference, keeping_buffers
+from dynprune.host.failures import reraise_ours
+from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.outputs import close
 
 __all__ = ["gate_model", "plan_groups"]
 
@@ -50,12 +55,19 @@ def plan_groups(
     with at_inference(model), keeping_buffers(model):
         small = small_example(model, example)
         seen = probe(model, small, groups)
+        cached = modules_with_caches(model, small)
         for group in groups:
             plan = GroupPlan(group, configs.get(group.name, fallback))
-            plans.append(_first_plan(model, plan, seen, configs, ignored, allow_causal))
+            plan = _first_plan(model, plan, seen, configs, ignored, allow_causal)
+            if group.heads and ancestor(group) in cached:
+                plan = plan.refused(
+                    f"{ancestor(group)} keeps keys and values in a cache, which outlives a choice"
+                )
+            plans.append(plan)
         try:
             return _verified(model, plans, small, seen)
         except Exception as error:  # of the host's own code, on layers that it does not know
+            reraise_ours(error)
             logger.debug("Verification fails: %s", error, exc_info=True)
         return _verified(model, those_that_run(model, plans, small), small, seen)
 
@@ -65,9 +77,18 @@ def _verified(
 ) -> list[GroupPlan]:
     inject(model, plans)
     try:
-        return verify(model, plans, example, seen.calls)
+        for gate in gates(model).values():
+            gate.set_prune_ratio(0.0)
+        faults = padding_faults(model, example)
+        verified = verify(model, plans, example, seen.calls)
     finally:
         remove(model)
+    return [
+        plan.refused(faults[plan.group.name])
+        if plan.group.name in faults and plan.mode != "refused"
+        else plan
+        for plan in verified
+    ]
 
 
 def gate_model(
@@ -150,5 +171,6 @@ def _fault(model: nn.Module, group: NeuronGroup) -> str | None:
             if not close([module(x)], [plain(x)]):
                 return f"{name} computes something else than its weight and bias say"
         except Exception as failure:  # a foreign layer fails in its own words
+            reraise_ours(failure)
             return f"{name} is no linear layer: {failure}".split("\n")[0].rstrip(".")
     return None

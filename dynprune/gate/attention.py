@@ -5,7 +5,8 @@ from itertools import combinations
 
 from torch import nn
 
-from dynprune.gate.neuron_gate import HeadWidth, NeuronGate
+from dynprune.gate.heads import HeadWidth
+from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import HeadAttribute
 from dynprune.graph.neurons import NeuronGroup
 

@@ -40,16 +40,16 @@ class DynamicDepthwiseConv(nn.Module):
         for name in ("weight", "bias"):
             self.register_parameter(name, source._parameters[name])
         self.stride, self.padding, self.dilation = source.stride, source.padding, source.dilation
-        self._gate = (gate,)  # a tuple: the gate belongs to its producer
+        self._neurons = gate.members
         lend_attributes(source, self)
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, each instance with the filters of the neurons it kept."""
-        gate = self._gate[0]
-        if gate.running != "compact":
+        selection = self._neurons.scope.current().selection(self._neurons)
+        if selection.execution != "compact":
             return self._convolve(x, self.weight, self.bias)
-        index = gate.selection.index
+        index = selection.index
         batch, kept = index.shape
         bias = self.bias
         if torch.compiler.is_compiling():
@@ -66,6 +66,8 @@ class DynamicDepthwiseConv(nn.Module):
             )
             for b in range(batch)
         ]
+        if not parts:  # no instance: any filters give the sizes of the result
+            return self._convolve(x, self.weight[:kept], None)
         return parts[0] if batch == 1 else torch.cat(parts)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,14 +100,15 @@ class DynamicBatchNorm(nn.Module):
         if source.running_mean is None:
             raise GateError("A batch norm without running statistics cannot be narrowed.")
         self.source = source
-        self._gate = (gate,)
+        self._neurons = gate.members
         lend_attributes(source, self)
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise, each instance with the statistics of the neurons it kept."""
-        gate, source = self._gate[0], self.source
-        if gate.running != "compact":
+        source = self.source
+        selection = self._neurons.scope.current().selection(self._neurons)
+        if selection.execution != "compact":
             return source(x)
         mean, var = source.running_mean, source.running_var
         assert mean is not None
@@ -116,7 +119,7 @@ class DynamicBatchNorm(nn.Module):
         shift = -mean * scale
         if source.affine:
             shift = shift + source.bias
-        index = gate.selection.index
+        index = selection.index
         shape = (*index.shape, *[1] * (x.dim() - 2))
         return x * scale[index].view(shape) + shift[index].view(shape)
 

@@ -13,10 +13,10 @@ from dynprune.gate.execution import set_execution
 from dynprune.gate.inject import attached, gates, remove
 from dynprune.gate.layout import weight_layout
 from dynprune.gate.plan import GroupPlan, gated
-from dynprune.gate.results import close, tensors_of
 from dynprune.gate.topr import top_r
 from dynprune.graph.neurons import Channels
-from dynprune.modes import at_inference, keeping_buffers
+from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.outputs import close, tensors_of
 from dynprune.rewrite.narrow import (
     FIX_NEURONS,
     Cut,

@@ -6,18 +6,19 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError, UsageError
-from dynprune.fastpath import ClosedPath, close_fused_paths, open_fused_paths
 from dynprune.gate.attention import narrow
+from dynprune.gate.call import Scope
 from dynprune.gate.carriers import carry
-from dynprune.gate.instances import CallRecorder
+from dynprune.gate.compensation import settle_means
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
+from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import Channels
-from dynprune.replace import replace_everywhere
+from dynprune.host.fused_paths import ClosedPath, close_fused_paths, open_fused_paths
+from dynprune.host.replacing import replace_everywhere
 
 __all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
 
@@ -31,15 +32,13 @@ class Attachment:
     Attributes:
         plans: every group that was considered, with its mode.
         originals: the modules that were replaced, by name.
-        call: the recorder of each call's instances and padding.
-        hook: its handle.
+        scope: notes the calls of the model's modules.
         closed: torch's fused layers that would read past the gates.
     """
 
     plans: tuple[GroupPlan, ...]
     originals: dict[str, nn.Module] = field(default_factory=dict)
-    call: CallRecorder = field(default_factory=CallRecorder)
-    hook: RemovableHandle | None = None
+    scope: Scope = field(default_factory=Scope)
     closed: tuple[ClosedPath, ...] = ()
 
 
@@ -94,7 +93,7 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
     record = Attachment(tuple(plans))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        replacements = _build(model, gated(plans), record.call)
+        replacements = _build(model, gated(plans), record.scope)
     record.originals = {name: model.get_submodule(name) for name in replacements}
     replace_everywhere(model, {record.originals[name]: new for name, new in replacements.items()})
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
@@ -104,7 +103,8 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
         if uses[id(new.weight)] == 1:  # a tied one stays as its other owners know it
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
-    record.hook = model.register_forward_pre_hook(record.call, with_kwargs=True)
+    for path in _hosts(gated(plans)):
+        record.scope.watch(model.get_submodule(path), path)
     setattr(model, ATTRIBUTE, record)
     by_name = gates(model)
     for plan in gated(plans):
@@ -125,21 +125,22 @@ def remove(model: nn.Module) -> nn.Module:
     for gate in gates(model).values():
         gate.narrow_heads(())
     back = {model.get_submodule(name): old for name, old in record.originals.items()}
+    settle_means(model)
     for new, old in back.items():
         for parameter in new.parameters(recurse=False):
             parameter.data = parameter.data.contiguous()
+        bias = new._parameters.get("bias")
+        if bias is not None and getattr(old, "bias", None) is None:
+            old.register_parameter("bias", bias)
         old.train(new.training)
     replace_everywhere(model, back)
     open_fused_paths(record.closed)
-    if record.hook is not None:
-        record.hook.remove()
+    record.scope.close()
     delattr(model, ATTRIBUTE)
     return model
 
 
-def _build(
-    model: nn.Module, plans: Sequence[GroupPlan], call: CallRecorder
-) -> dict[str, nn.Module]:
+def _build(model: nn.Module, plans: Sequence[GroupPlan], scope: Scope) -> dict[str, nn.Module]:
     """Make the new layers without touching the model."""
     linears: dict[str, DynamicLinear] = {}
     carriers: dict[str, nn.Module] = {}
@@ -160,21 +161,22 @@ def _build(
             group.neurons,
             group.heads,
             config=plan.config,
+            scope=scope,
             layout=plan.layout,
             device=owner.weight.device,
             dtype=owner.weight.dtype,
         )
-        gate.call = call
         gate.train(owner.training)
         again = f"_{len(owner.gates)}" if group.kind in owner.gates else ""
         owner.gates[group.kind + again] = gate
         for position, channels in enumerate(group.producers):
             last = position == len(group.producers) - 1
             index = None if channels.is_whole else channels.index
-            linear(channels).add_port("makes", gate, index, group.kind == "qk" and last)
+            value = group.kind == "qk" and last
+            linear(channels).bind("makes", gate, index, carries_value=value)
         for channels in group.consumers:
             index = None if channels.is_whole else channels.index
-            linear(channels).add_port("reads", gate, index, True)
+            linear(channels).bind("reads", gate, index, carries_value=True)
         if plan.mode == "compact":
             for channels in group.carriers:
                 if not channels.is_whole:
@@ -182,6 +184,20 @@ def _build(
                 source = _submodule(model, channels.module)
                 carriers[channels.module] = carry(source, gate)
     return {**linears, **carriers}
+
+
+def _hosts(plans: Sequence[GroupPlan]) -> list[str]:
+    """Name the modules that hold whole groups, outermost first; the model itself is "".
+
+    A call of any of them is complete: its gates run before what reads their neurons.
+    """
+    paths = {""}
+    for plan in plans:
+        path = ancestor(plan.group)
+        while path:
+            paths.add(path)
+            path = path.rpartition(".")[0]
+    return sorted(paths)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

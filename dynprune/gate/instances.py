@@ -1,15 +1,13 @@
 """Which rows of a tensor belong to which instance of the batch."""
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from dynprune.errors import GateError
 
-__all__ = ["CallRecorder", "InstanceLayout", "from_instances", "to_instances"]
+__all__ = ["InstanceLayout", "from_instances", "to_instances"]
 
 
 @dataclass(frozen=True)
@@ -32,47 +30,6 @@ class InstanceLayout:
             )
 
 
-@dataclass
-class CallRecorder:
-    """Forward pre-hook of the whole model: notes the instances and the padding of each call.
-
-    Attributes:
-        instances: batch of the call that runs.
-        real: (B, T) mask of the tokens that are not padding, or None.
-    """
-
-    instances: int = 1
-    real: Tensor | None = None
-
-    def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Note what this call brings; changes neither arguments nor module."""
-        leaves = pytree.tree_leaves((args, dict(kwargs)))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
-        if tensors:
-            self.instances = tensors[0].shape[0]
-        masks = [_real(k, v) for k, v in kwargs.items() if "mask" in k and isinstance(v, Tensor)]
-        self.real = next((mask for mask in masks if mask is not None), None)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Give a copy no tensor of the last call, which may not be copied."""
-        return {**self.__dict__, "real": None}
-
-
-def _real(name: str, mask: Tensor) -> Tensor | None:
-    """Read a mask of a call: (B, T), true at tokens that are not padding; None for other masks.
-
-    In transformers a mask marks the tokens that count. In torch's own modules a padding mask marks,
-    or shifts by minus infinity, those that do not.
-    """
-    if mask.dim() != 2:
-        return None
-    if "padding_mask" in name:
-        return mask == 0
-    return None if mask.is_floating_point() else mask
-
-
 def to_instances(x: Tensor, instances: int, layout: InstanceLayout) -> Tensor:
     """View (..., C) as (B, T, C).
 
@@ -83,6 +40,8 @@ def to_instances(x: Tensor, instances: int, layout: InstanceLayout) -> Tensor:
         x = x.transpose(0, 1)
     if x.shape[0] == instances and x.dim() == 3:
         return x
+    if isinstance(instances, int) and instances == 0:
+        return x.reshape(0, max(1, math.prod(x.shape[1:-1])), x.shape[-1])
     if layout.axis == 0 and x.shape[0] % instances:
         raise GateError(
             f"A gated layer got {x.shape[0]} rows, which do not divide into the {instances} "

@@ -1,112 +1,30 @@
-"""The gate of one neuron group: scores, selection, values, and the means of skipped neurons."""
+"""The gate of one neuron group: which neurons an input keeps, and the values that they carry."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dynprune.errors import GateError, UsageError
-from dynprune.gate.instances import CallRecorder, InstanceLayout
-from dynprune.gate.predictor import GatePredictor, Pool, pool_tokens, pooled_width
-from dynprune.gate.topr import keep_mask, kept_count, top_r
+from dynprune.gate.call import (
+    Call,
+    GatedNeurons,
+    Observation,
+    Scope,
+    forced_output,
+    is_observed,
+    tell,
+)
+from dynprune.gate.config import Execution, GateConfig
+from dynprune.gate.heads import HeadWidth, set_head_widths
+from dynprune.gate.instances import InstanceLayout
+from dynprune.gate.predictor import GatePredictor, pool_tokens, pooled_width
+from dynprune.gate.selection import GateOutput, Selection, select
+from dynprune.gate.topr import kept_count
 
-__all__ = ["Execution", "GateConfig", "GateMode", "NeuronGate", "Order", "Selection"]
+__all__ = ["NeuronGate"]
 
-Execution = Literal["compact", "scatter", "masked"]
-GateMode = Literal["value", "straight_through"]
-Order = Literal["dynamic", "fixed", "prefix", "random"]
 LEAST_HIDDEN = 8  # neurons of a predictor's hidden layer
-
-Compensation = Literal["zero", "mean", "learned"]
-
-
-@dataclass(frozen=True)
-class GateConfig:
-    """How the gate of a group is built; all plain values.
-
-    Attributes:
-        prune_ratio: share of the group's neurons that ends up skipped, 0 to 1.
-        mode: ``value``: kept neurons carry the gate's value (DynaSegFormer, Eq. 3);
-            ``straight_through``: they carry 1, and the gradient passes by a sigmoid of the score.
-        hidden_ratio: width of the predictor's hidden layer over the producer's input width; at
-            least 8 neurons.
-        hidden: that width in neurons, whatever ``hidden_ratio`` says; None to go by it.
-        align: kept neurons of a segment are a multiple of this.
-        source: what the predictor pools: the producer's ``tokens`` or its ``preactivation``.
-        pool: how tokens are summarised.
-        compensation: where skipped neurons stand: at ``zero``, at their ``mean``, or at a value
-            that starts at the mean and is ``learned``. Needs a consumer, so not for ``qk``.
-        order: ``dynamic`` by score; the controls are ``fixed`` (by prior alone), ``prefix`` (the
-            first neurons) and ``random`` (one fixed random set).
-    """
-
-    prune_ratio: float = 0.5
-    mode: GateMode = "value"
-    hidden_ratio: float = 0.0625
-    hidden: int | None = None
-    align: int = 8
-    source: Literal["tokens", "preactivation"] = "tokens"
-    pool: Pool = "mean"
-    compensation: Compensation = "mean"
-    order: Order = "dynamic"
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a gate chose for the batch that runs.
-
-    Attributes:
-        index: (B, K) kept neurons, ascending; what compact execution gathers by.
-        value: (B, K) factors of the kept neurons, or None where they are all 1.
-        mask: (B, neurons) factor of every neuron, 0 where skipped, or None outside masked
-            execution. It carries the gradient.
-    """
-
-    index: Tensor
-    value: Tensor | None
-    mask: Tensor | None
-
-
-@dataclass
-class HeadWidth:
-    """An integer attribute of a host module that says how wide the heads are.
-
-    Attributes:
-        module: the host.
-        attribute: its name.
-        dense: its value at full width.
-        per_head: whether it is the width of one head; otherwise that of all heads together.
-    """
-
-    module: nn.Module
-    attribute: str
-    dense: int
-    per_head: bool
-
-
-@dataclass
-class GateState:
-    """What changes while a gate is used, kept out of the module's attributes.
-
-    Tracers that forbid tensors to be assigned to modules see one constant object.
-    """
-
-    selection: Selection | None = None
-    values: Tensor | None = None
-    forced: tuple[Tensor, Tensor] | None = None
-    summaries: list[Tensor] | None = None
-    widths: list[HeadWidth] = field(default_factory=list)
-    partners: list["NeuronGate"] = field(default_factory=list)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Give a copy everything but the last call's tensors, which may not be copied."""
-        return {**self.__dict__, "selection": None, "values": None}
 
 
 class NeuronGate(nn.Module):
@@ -116,8 +34,9 @@ class NeuronGate(nn.Module):
         s = p + f(z), \qquad g = 1 + \beta f(z), \qquad
         M_j = g_j \, [\, j \in \mathrm{Top}_r(s) \,]
 
-    with z the pooled input, f the predictor, p the prior order and M the mask. A fresh gate has
-    f = 0 and so keeps values of 1 in the prior's order.
+    with z the pooled input, f the predictor, p the base score and M the mask. A fresh gate has
+    f = 0 and so keeps values of 1 in the order of the base scores. What it chose belongs to the
+    call (`dynprune.gate.call.Call`); the module holds parameters and settings alone.
 
     Args:
         name: of the neuron group.
@@ -126,14 +45,16 @@ class NeuronGate(nn.Module):
         neurons: neurons of the group.
         heads: heads they fall into; 0 for none.
         config: how it is built.
+        scope: of the model that the gate is put into; one of its own where None.
         layout: where the batch is in the owner's input.
         device: of the parameters.
         dtype: of the parameters.
 
     Attributes:
-        prior: (neurons,) buffer; the order before the input has a say, in units of f.
-        mean: (neurons,) value at which skipped neurons stand at the consumer's input, or None.
+        prior: (neurons,) buffer; the base score, in units of f.
+        mean: (neurons,) value that replaces skipped neurons at the consumer's input, or None.
         beta: scalar; how strongly f moves the values (``mode="value"``).
+        members: the neurons, as the layers around the gate know them.
         verified: the mode in which this group proved right when it was inserted.
 
     Source: DynaSegFormer, arXiv 2111.09499, Eq. 1 to 3; the mean of skipped neurons from
@@ -151,6 +72,7 @@ class NeuronGate(nn.Module):
         heads: int,
         *,
         config: GateConfig,
+        scope: Scope | None = None,
         layout: InstanceLayout | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -159,8 +81,11 @@ class NeuronGate(nn.Module):
         self.name, self.kind, self.neurons, self.heads = name, kind, neurons, heads
         self.config = config
         self.layout = layout or InstanceLayout()
-        self.call = CallRecorder()
-        self.state = GateState()
+        self.members = GatedNeurons(
+            name, kind, neurons, max(1, heads), self.layout, scope or Scope()
+        )
+        self.widths: list[HeadWidth] = []
+        self.partners: list[NeuronGate] = []
         self.verified: Execution = "masked"
         self.requested: Literal["compact", "masked"] = "compact"
         self.final_ratio = config.prune_ratio
@@ -188,10 +113,8 @@ class NeuronGate(nn.Module):
 
     def sync(self) -> None:
         """Bring the host's head widths in line with what the gate keeps, in place."""
-        for width in self.state.widths:
-            narrow = self.kept if width.per_head else self.kept * self.segments
-            active = self.running == "compact"
-            setattr(width.module, width.attribute, narrow if active else width.dense)
+        kept = self.kept if self.running == "compact" else None
+        set_head_widths(self.widths, kept, self.segments)
 
     def train(self, mode: bool = True) -> "NeuronGate":
         """Switch between masked execution (training) and the requested one, in place."""
@@ -199,90 +122,45 @@ class NeuronGate(nn.Module):
         self.sync()
         return self
 
-    def select(self, tokens: Tensor) -> None:
-        """Choose the neurons for the input that a producer is about to read.
+    def choose(self, tokens: Tensor, call: Call) -> Selection:
+        """Choose the neurons for the input that a producer is about to read, for this call.
 
         Args:
             tokens: (B, T, C) input of the owner (or its pre-activation).
+            call: that runs; the selection is put into it.
         """
-        state = self.state
-        scores, factor = self._score(tokens)
-        index = top_r(scores, self.kept, self.segments)
-        mask = value = None
-        if self.running == "masked":
-            mask = self._mask(scores, factor, index)
-        elif factor is not None:
-            value = factor.gather(1, index)
-        state.selection = Selection(index, value, mask)
-        if factor is None and mask is not None:
-            factor = torch.sigmoid(scores - self._threshold(scores))
-        state.values = factor
+        real = call.real(tokens)
+        output = forced_output(self.members, tokens.shape[0])
+        if output is None:
+            output = self.scores(tokens, real)
+        elif self.config.mode != "value":
+            output = GateOutput(output.scores, None)
+        selection = select(output, self.kept, self.segments, mean=self.mean, execution=self.running)
+        call.selections[self.members] = selection
+        if is_observed():
+            tell(Observation(self.members, tokens, real, output, selection))
+        return selection
 
-    def _score(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Give scores (B, neurons), and factors of the same shape where they are not all 1."""
-        batch, state = tokens.shape[0], self.state
-        if state.summaries is not None:
-            state.summaries.append(pool_tokens(tokens, self.config.pool, self.real_tokens(tokens)))
-        if state.forced is not None:
-            scores, forced = state.forced
-            return scores[:batch], forced[:batch] if self.config.mode == "value" else None
+    def scores(self, tokens: Tensor, real: Tensor | None = None) -> GateOutput:
+        """Return scores and values for (B, T, C) tokens, of which those in ``real`` count."""
         if self.predictor is None:
-            return self.prior.expand(batch, -1), None
-        f: Tensor = self.predictor(pool_tokens(tokens, self.config.pool, self.real_tokens(tokens)))
+            return GateOutput(self.prior.expand(tokens.shape[0], -1), None)
+        return self.scores_of(pool_tokens(tokens, self.config.pool, real))
+
+    def scores_of(self, summary: Tensor) -> GateOutput:
+        """Return scores and values for (B, F) pooled inputs."""
+        if self.predictor is None:
+            return GateOutput(self.prior.expand(summary.shape[0], -1), None)
+        f: Tensor = self.predictor(summary)
         f = f.to(self.prior.dtype)  # autocast makes it coarser
         factor = 1.0 + self.beta * f if self.config.mode == "value" else None
-        return self.prior + f, factor
-
-    def real_tokens(self, tokens: Tensor) -> Tensor | None:
-        """Give the padding mask of this call where it fits these tokens."""
-        real = self.call.real
-        return real if real is not None and real.shape == tokens.shape[:2] else None
-
-    def _threshold(self, scores: Tensor) -> Tensor:
-        """Give the least kept score of each neuron's segment, (B, neurons), without gradient."""
-        parts = scores.detach().view(scores.shape[0], self.segments, self.width)
-        least = parts.topk(self.kept, dim=-1, sorted=True).values[..., -1:]
-        return least.expand_as(parts).reshape_as(scores)
-
-    def _mask(self, scores: Tensor, factor: Tensor | None, index: Tensor) -> Tensor:
-        hard = keep_mask(index, self.neurons, scores.dtype)
-        if factor is not None:
-            return hard * factor
-        if not scores.requires_grad:
-            return hard
-        soft = torch.sigmoid(scores - self._threshold(scores))
-        return hard + soft - soft.detach()
-
-    @property
-    def selection(self) -> Selection:
-        """What was chosen for the input that runs.
-
-        Raises:
-            GateError: where the group's first producer has not run yet.
-        """
-        selection = self.state.selection
-        if selection is None:
-            raise GateError(
-                f"Gate {self.name!r} has not selected neurons: its consumer ran before its first "
-                "producer. Call the whole model."
-            )
-        return selection
+        return GateOutput(self.prior + f, factor)
 
     @property
     def running(self) -> Execution:
         """How the group runs now: masked while training or on request, else as verified."""
         masked = self.training or self.requested == "masked"
         return "masked" if masked else self.verified
-
-    @property
-    def values(self) -> Tensor | None:
-        """(B, neurons) gate values G of the last call, which the L1 penalty reads."""
-        return self.state.values
-
-    @property
-    def mask(self) -> Tensor:
-        """(B, neurons) ones and zeros: the neurons kept for the last call."""
-        return keep_mask(self.selection.index, self.neurons, self.prior.dtype)
 
     @property
     def segments(self) -> int:
@@ -297,7 +175,7 @@ class NeuronGate(nn.Module):
     @property
     def kept(self) -> int:
         """Neurons that each segment keeps: gates that share a head's width keep equally many."""
-        return max(gate.own_kept for gate in (self, *self.state.partners))
+        return max(gate.own_kept for gate in (self, *self.partners))
 
     @property
     def own_kept(self) -> int:
@@ -314,26 +192,6 @@ class NeuronGate(nn.Module):
         """Multiply-adds of the gate for one input instance."""
         return self.predictor.macs if self.predictor is not None else 0
 
-    def force(self, scores: Tensor | None, factor: Tensor | None = None) -> None:
-        """Make the gate choose by these scores whatever the input, in place; None ends it.
-
-        Args:
-            scores: (B, neurons).
-            factor: (B, neurons) values of the neurons, 1 where None.
-        """
-        if scores is None:
-            self.state.forced = None
-            return
-        if scores.shape[-1] != self.neurons:
-            raise UsageError(
-                f"Gate {self.name!r} has {self.neurons} neurons, got {scores.shape[-1]} scores."
-            )
-        self.state.forced = (scores, torch.ones_like(scores) if factor is None else factor)
-
-    def forget(self) -> None:
-        """Drop what the last call left, in place."""
-        self.state.selection = self.state.values = self.call.real = None
-
     def narrow_heads(
         self, widths: Sequence[HeadWidth], partners: Sequence["NeuronGate"] = ()
     ) -> None:
@@ -343,10 +201,9 @@ class NeuronGate(nn.Module):
             widths: the attributes; none gives the hosts their own values back.
             partners: the gates that narrow the same heads.
         """
-        for width in self.state.widths:
-            setattr(width.module, width.attribute, width.dense)
-        self.state.widths = list(widths)
-        self.state.partners = list(partners)
+        set_head_widths(self.widths, None, self.segments)
+        self.widths = list(widths)
+        self.partners = list(partners)
         self.sync()
 
     def extra_repr(self) -> str:

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from dynprune.errors import GateError
+from dynprune.gate.config import GateConfig
 from dynprune.gate.instances import InstanceLayout
-from dynprune.gate.neuron_gate import GateConfig
 from dynprune.graph.neurons import NeuronGroup
 
 __all__ = ["GroupPlan", "HeadAttribute", "Mode"]

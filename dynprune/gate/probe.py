@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from dynprune.example import Example
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.host.failures import reraise_ours
 
 __all__ = ["Probe", "probe", "small_example"]
 
@@ -52,6 +53,7 @@ def small_example(model: nn.Module, example: Example) -> Example:
     try:
         small.run(model)
     except Exception as error:  # any model may refuse another size, in its own words
+        reraise_ours(error)
         logger.debug("The model does not run on %d pixels: %s", SMALL, error)
         return example.batched(2)
     return small

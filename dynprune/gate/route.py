@@ -11,7 +11,7 @@ from dynprune.errors import GateError, UsageError
 from dynprune.gate.experts import ExpertDepthwiseConv, ExpertLinear, ExpertRouter, Routing
 from dynprune.gate.layout import lend_attributes, weight_layout
 from dynprune.gate.plan import GroupPlan
-from dynprune.replace import replace_everywhere
+from dynprune.host.replacing import replace_everywhere
 
 __all__ = ["Experts", "Reader", "put_experts", "why_not_experts"]
 

@@ -8,6 +8,7 @@ from torch import nn
 from dynprune.example import Example
 from dynprune.gate.inject import gates, inject, remove
 from dynprune.gate.plan import GroupPlan, gated
+from dynprune.host.failures import reraise_ours
 
 __all__ = ["those_that_run"]
 
@@ -59,6 +60,7 @@ def _failure(model: nn.Module, plans: Sequence[GroupPlan], example: Example) -> 
             gate.set_prune_ratio(0.0)
         example.run(model)
     except Exception as error:  # the host's own code, in its own words
+        reraise_ours(error)
         logger.debug("The model fails with gates in place: %s", error, exc_info=True)
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         return f"the model fails with a gated layer in its place: {line}"

@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 from dynprune.gate.attention import head_attribute_sets, head_attributes, narrow
+from dynprune.gate.call import GatedNeurons, Observation, forcing, observing
+from dynprune.gate.compensation import fold_means
+from dynprune.gate.config import Execution
 from dynprune.gate.execution import set_execution
 from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
-from dynprune.gate.neuron_gate import Execution
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
-from dynprune.gate.results import TOLERANCE, Results, close, tensors_of
+from dynprune.gate.selection import GateOutput
+from dynprune.host.arguments import copied, with_noise
+from dynprune.host.failures import first_line, reraise_ours
+from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
 
 __all__ = ["verify"]
 
@@ -85,7 +89,6 @@ def verify(
         for handle in handles:
             handle.remove()
         for gate in gates(model).values():
-            gate.force(None)
             gate.set_prune_ratio(gate.final_ratio)
         set_execution(model, "compact")
     missing = "its module did not run on the example"
@@ -146,16 +149,21 @@ class _Trial:
         self.call = (args, dict(kwargs))
         self.tolerance = 0.0
         every = gates(model)
+        scope = next(iter(every.values())).members.scope
+        self.around = scope.current()
         self.gates = {plan.group.name: every[plan.group.name] for plan in plans}
+        self.outputs: dict[GatedNeurons, GateOutput] = {}
+        self.kept: dict[GatedNeurons, Tensor] = {}
         generator = torch.Generator().manual_seed(0)
         for gate in self.gates.values():
             like = gate.prior
             scores = torch.rand(2, gate.neurons, generator=generator).to(like)
             factor = (0.5 + torch.rand(2, gate.neurons, generator=generator)).to(like)
-            gate.force(scores, factor)
+            self.outputs[gate.members] = GateOutput(scores, factor)
             if gate.mean is not None:  # stays inside the trial: the gates are made anew after it
                 gate.mean.copy_(torch.rand(gate.neurons, generator=generator).to(like) - 0.5)
             gate.set_prune_ratio(TRIAL_RATIO if gate.width > 1 else 0.0)
+        fold_means(model)
 
     def settle(self) -> list[GroupPlan]:
         """Give the plans with the modes that proved right."""
@@ -163,14 +171,13 @@ class _Trial:
             self.tolerance = self._coarsest()
             plans = [self._controlled(plan) for plan in self.plans]
             if any(plan.reason == UNSEEN for plan in plans):  # an untrained model may pass zeros on
-                self.call = _noisy(self.call)
+                self.call = with_noise(self.call)
                 plans = [self._controlled(plan) for plan in self.plans]
             kept = gated(plans)
             modes = self._best([p for p in plans if p.mode != "refused"]) if kept else {}
             return [modes.get(p.group.name, p) for p in plans]
         finally:
             for gate in self.gates.values():
-                gate.force(None)
                 gate.narrow_heads(())
                 gate.verified = "masked"
                 gate.set_prune_ratio(0.0)
@@ -190,6 +197,7 @@ class _Trial:
         try:
             self._run({})
         except Exception as error:  # `_controlled` says it of each group
+            reraise_ours(error)
             logger.debug("A trial failed: %s", error)
         finally:
             for handle in handles:
@@ -205,11 +213,14 @@ class _Trial:
         try:
             reference = self._run({})
         except Exception as error:  # the host's own code, on gated layers
-            return plan.refused(f"its module fails with a gated layer in its place: {_line(error)}")
-        if gate.state.selection is None:
+            reraise_ours(error)
+            why = first_line(error)
+            return plan.refused(f"its module fails with a gated layer in its place: {why}")
+        keep = self.kept.get(gate.members)
+        if keep is None:
             return plan.refused("the model keeps its layers elsewhere and does not run gated ones")
-        dropped = (gate.mask.sum(0) == 0).nonzero().flatten()
-        kept = (gate.mask.sum(0) == 2).nonzero().flatten()
+        dropped = (keep.sum(0) == 0).nonzero().flatten()
+        kept = (keep.sum(0) == 2).nonzero().flatten()
         if not len(dropped) or not len(kept):
             return plan.refused("it has too few neurons to verify")
         if not self._agrees(lambda: self._disturbed(plan, dropped), reference):
@@ -295,8 +306,9 @@ class _Trial:
             try:
                 result = self._run(modes, heads, names)
             except Exception as error:  # host code fails in its own ways on narrow tensors
+                reraise_ours(error)
                 narrow_what = "narrow heads" if plans[0].group.heads else "fewer neurons"
-                reason = reason or f"{narrow_what} break its code: {_line(error)}"
+                reason = reason or f"{narrow_what} break its code: {first_line(error)}"
                 continue
             if close(result, reference, self.tolerance):
                 return heads, ""
@@ -333,19 +345,28 @@ class _Trial:
         narrow(self.model, heads, [self.gates[name] for name in narrowing])
         torch.clear_autocast_cache()  # of weights that a trial has changed since
         made: dict[nn.Module, Tensor | None] = {}
+        compact = {g.members for g in self.gates.values() if g.running == "compact"}
+
+        def note(seen: Observation) -> None:
+            self.kept[seen.neurons] = seen.selection.keep
 
         def keep(layer: nn.Module, _args: Any, output: Tensor) -> None:
             assert isinstance(layer, DynamicLinear)
-            own = None if apart is None else self.gates[apart.group.name]
-            differs = any(p.gate is own or p.gate.running == "compact" for p in layer.makes)
+            own = None if apart is None else self.gates[apart.group.name].members
+            differs = any(b.neurons is own or b.neurons in compact for b in layer.makes)
             made[layer] = None if differs else output
 
         names = {c.module for plan in self.plans for c in plan.group.consumers}
         readers = [self.model.get_submodule(name) for name in sorted(names)]
         handles = [reader.register_forward_hook(keep) for reader in readers]
         try:
-            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, self.call)
-            with torch.random.fork_rng(devices=[]):  # chance falls alike in every run
+            args, kwargs = copied(self.call)
+            with (
+                torch.random.fork_rng(devices=[]),  # chance falls alike in every run
+                forcing(self.outputs),
+                observing(note),
+                self.around.again(),
+            ):
                 torch.manual_seed(0)
                 output = self.module.forward(*args, **kwargs)
         finally:
@@ -360,22 +381,6 @@ class _Trial:
         try:
             return close(run(), reference, self.tolerance)
         except Exception as error:  # host code fails in its own ways on narrow tensors
+            reraise_ours(error)
             logger.debug("A trial failed: %s", error)
             return False
-
-
-def _noisy(call: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Add noise to every number of a call."""
-    generator = torch.Generator().manual_seed(2)
-
-    def noisy(x: Tensor) -> Tensor:
-        return x + torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x
-
-    noised: tuple[Any, ...] = pytree.tree_map_only(Tensor, noisy, call)
-    return noised
-
-
-def _line(error: Exception) -> str:
-    """Give an exception's first line, short enough for a table."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:120]

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 from dynprune.graph.neurons import NeuronGroup
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
 
 __all__ = ["causal_modules"]
 

@@ -15,7 +15,7 @@ from dynprune.graph.neurons import MacNode, NeuronGroup
 from dynprune.graph.rules import RULES
 from dynprune.graph.trace import Method, Trace, trace
 from dynprune.graph.walk import Walk
-from dynprune.modes import keeping_buffers
+from dynprune.host.modes import keeping_buffers
 
 __all__ = ["Grouping", "ancestor", "find_groups"]
 

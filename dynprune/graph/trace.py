@@ -18,7 +18,7 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph.branches import record_branches
 from dynprune.graph.fallback import DECOMPOSED, Recorded, record_one_run
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
 

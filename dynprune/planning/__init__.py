@@ -1,1 +1,1 @@
-"""Decide what is pruned: which neurons, which experts, and what stands in for the rest."""
+"""What is gated, how much of it, and where the gates start."""

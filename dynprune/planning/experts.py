@@ -15,7 +15,7 @@ from dynprune.gate.layout import weight_layout
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.route import Experts, Reader, why_not_experts
 from dynprune.gate.topr import kept_count, top_r
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
 
 __all__ = ["fit_experts", "k_means"]
 

@@ -1,1 +1,1 @@
-"""The proof: multiply-adds counted and executed, milliseconds, neurons."""
+"""The report page: what was found, its figures and its pictures."""

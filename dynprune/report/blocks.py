@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynprune.report.macs import LayerMacs
+from dynprune.measure.macs import LayerMacs
 
 __all__ = ["PARTS", "Block", "block_of", "sum_blocks"]
 
@@ -12,7 +12,7 @@ PARTS = ("qk", "v", "ffn", "gates", "other")
 the gates; and all else."""
 
 MOST_BLOCKS = 40  # before blocks are summed up in turn
-GATE = " (gate)"  # how `dynprune.report.macs` marks a gate's own row
+GATE = " (gate)"  # how `dynprune.measure.macs` marks a gate's own row
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dynprune.measure.neurons import TYPES, NeuronReport
 from dynprune.report.blocks import PARTS, Block, block_of, sum_blocks
 from dynprune.report.drawing import Drawing, Shape
 from dynprune.report.findings import Findings
-from dynprune.report.neurons import TYPES, NeuronReport
 from dynprune.report.numerals import giga, mega, share
 
 __all__ = [

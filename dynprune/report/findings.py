@@ -13,17 +13,16 @@ from dynprune.errors import UsageError
 from dynprune.gate import attached, gate_parameters, is_gated
 from dynprune.gate.plan import gated
 from dynprune.graph.groups import ancestor
-from dynprune.models import LoadedModel
-from dynprune.modes import at_inference
-from dynprune.provenance import provenance_of
-from dynprune.report.calls import PictureCalls, spread
-from dynprune.report.compare import Comparison, compare
-from dynprune.report.executed import executed
-from dynprune.report.macs import ExecutedRange, MacsReport, macs_report
-from dynprune.report.neurons import NeuronReport, neuron_report
-from dynprune.report.overlap import worlds_of
+from dynprune.host.modes import at_inference
+from dynprune.measure.calls import PictureCalls, spread
+from dynprune.measure.compare import Comparison, compare
+from dynprune.measure.executed import executed
+from dynprune.measure.macs import ExecutedRange, MacsReport, macs_report
+from dynprune.measure.neurons import NeuronReport, neuron_report
+from dynprune.measure.overlap import worlds_of
+from dynprune.models import LoadedModel, provenance_of
+from dynprune.models.storage import environment
 from dynprune.report.panels import Panel, make_panels
-from dynprune.storage import environment
 
 __all__ = ["Findings", "gather"]
 

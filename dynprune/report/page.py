@@ -9,16 +9,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynprune.errors import OutputError
-from dynprune.predict import palette
+from dynprune.measure.neurons import LARGE_RANGE, PERCENTILES, SMALL_MEDIAN, TYPES
+from dynprune.measure.overlap import WorldOverlap
 from dynprune.report import figures, numerals, panels
 from dynprune.report.blocks import PARTS
 from dynprune.report.course import course_rows, read_course
 from dynprune.report.figures import Key, Row
 from dynprune.report.findings import Findings
-from dynprune.report.neurons import LARGE_RANGE, PERCENTILES, SMALL_MEDIAN, TYPES
-from dynprune.report.overlap import WorldOverlap
 from dynprune.report.published import PUBLISHED
 from dynprune.report.tradeoff import tradeoff_figure
+from dynprune.tasks.predict import palette
 
 __all__ = ["render", "write_page"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune.data import VOID, SegmentationData
-from dynprune.predict import overlay, predict
+from dynprune.tasks.predict import overlay, predict
 
 __all__ = ["GAINED", "LOST", "MOVED", "Panel", "difference", "make_panels"]
 
@@ -61,7 +61,7 @@ def make_panels(
         data: pictures and labels.
         disagreement: of every picture.
         count: pictures to show.
-        pictures: ``mean``, ``std``, ``window`` and ``stride`` of `dynprune.predict.predict`.
+        pictures: ``mean``, ``std``, ``window`` and ``stride`` of `dynprune.tasks.predict.predict`.
         device: where the models are.
     """
     order = sorted(range(len(data)), key=lambda index: -disagreement[index])

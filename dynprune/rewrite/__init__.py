@@ -1,10 +1,10 @@
 """Lossless rewrites: cheaper forms of the same function, each proven before it is kept."""
 
-from dynprune.rewrite.attention import UNPACK_ATTENTION
-from dynprune.rewrite.folded import FoldedDecoder
+from dynprune.rewrite.attention.unpack import UNPACK_ATTENTION
+from dynprune.rewrite.attention.unpacked import UnpackedAttention
+from dynprune.rewrite.decoder.folded import FoldedDecoder
 from dynprune.rewrite.record import Rewrite
 from dynprune.rewrite.surgery import REWRITES, reapply, rewrite, undo
-from dynprune.rewrite.unpacked import UnpackedAttention
 
 __all__ = [
     "REWRITES",

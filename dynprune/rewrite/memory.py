@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.modes import evaluating
+from dynprune.host.modes import evaluating
 from dynprune.rewrite.proof import TOLERANCE, outputs_of, relative_error
 from dynprune.rewrite.record import Rewrite
 

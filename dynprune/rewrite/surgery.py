@@ -7,13 +7,13 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.rewrite.attention import (
+from dynprune.rewrite.attention.unpack import (
     UNPACK_ATTENTION,
     pack_attention,
     unpack_again,
     unpack_attention,
 )
-from dynprune.rewrite.decoder import FOLD_DECODER, fold_decoders, refold, unfold_decoders
+from dynprune.rewrite.decoder.fold import FOLD_DECODER, fold_decoders, refold, unfold_decoders
 from dynprune.rewrite.memory import (
     CHANNELS_LAST,
     lay_out_again,

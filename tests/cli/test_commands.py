@@ -52,7 +52,7 @@ def test_inspect_of_a_gated_model_tells_what_was_done(run, gated):
 
 def test_apply_writes_a_model_that_loads_without_a_recipe(gated):
     from dynprune.gate import gates
-    from dynprune.storage import load
+    from dynprune.models.storage import load
 
     (gated / "recipe.yaml").rename(gated / "moved")
     try:
@@ -206,10 +206,10 @@ def test_every_command_explains_itself(run, command):
 
 def test_apply_for_latency_gates_what_pays_here(run, dense, recipe, tmp_path, monkeypatch):
     arguments = ("apply", dense, "--recipe", recipe, "--target", "latency", "-o")
-    monkeypatch.setattr("dynprune.choose.MARGIN", 1e9)
+    monkeypatch.setattr("dynprune.planning.choose.MARGIN", 1e9)
     made = run(*arguments, tmp_path / "all", "--json").document
     assert made["modes"]["compact"] == 6
-    monkeypatch.setattr("dynprune.choose.MARGIN", 0.0)
+    monkeypatch.setattr("dynprune.planning.choose.MARGIN", 0.0)
     assert "would not pay here" in run(*arguments, tmp_path / "none", code=3).err
     assert not (tmp_path / "none").exists()
     assert "'macs' or 'latency'" in run(*arguments[:4], "--target", "x", "-o", "y", code=2).err

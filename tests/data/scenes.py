@@ -33,3 +33,20 @@ def folder(root: Path, *, samples=4, classes=("sky", "road", "tree"), splits=("t
     if classes:
         (root / "classes.txt").write_text("\n".join(classes) + "\n")
     return root
+
+
+def ade20k(root, *, samples=2):
+    for part in ("training", "validation"):
+        for index in range(samples):
+            stem = f"ADE_{part}_{index:08d}"
+            write_png(root / f"images/{part}/{stem}.jpg", picture(index))
+            write_png(root / f"annotations/{part}/{stem}.png", labels(index, 151))
+    return root
+
+
+def cityscapes(root, *, kind="labelTrainIds", classes=19):
+    for split, city in (("train", "aachen"), ("train", "bonn"), ("val", "ulm")):
+        stem = f"{city}_000000_000019"
+        write_png(root / f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png", picture(0))
+        write_png(root / f"gtFine/{split}/{city}/{stem}_gtFine_{kind}.png", labels(0, classes))
+    return root

@@ -5,8 +5,7 @@ import torch
 
 from dynprune.data import VOID, open_dataset
 from dynprune.errors import InputError
-from tests.data.scenes import folder, labels, picture, write_png
-from tests.data.test_layouts import ade20k, cityscapes
+from tests.data.scenes import ade20k, cityscapes, folder, labels, picture, write_png
 
 
 def test_a_sample_is_a_picture_and_its_labels_at_its_own_size(tmp_path):

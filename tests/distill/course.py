@@ -21,7 +21,7 @@ from dynprune.distill import (
     Reporting,
     train,
 )
-from dynprune.schedule import LearningRate, PruneSchedule
+from dynprune.distill.schedule import LearningRate, PruneSchedule
 from tests.distill import tiny
 
 CASES = {

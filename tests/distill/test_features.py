@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from dynprune.distill import Observer
-from dynprune.embedding import text_embedding
 from dynprune.errors import UsageError
+from dynprune.tasks.embedding import text_embedding
 from tests.distill import tiny
 from tests.zoo import ZOO
 

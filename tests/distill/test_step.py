@@ -8,9 +8,9 @@ import torch
 from dynprune import gate
 from dynprune.distill import AdamW, Execution, LossTerm, Penalty, StagePlan
 from dynprune.distill.processes import join_processes
+from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.distill.step import Stepper, step_seed
 from dynprune.errors import UsageError
-from dynprune.schedule import LearningRate, PruneSchedule
 from tests.distill import tiny
 
 CPU = Execution(device="cpu")

@@ -8,11 +8,12 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from dynprune.data.text import TextBatches, TextData
 from dynprune.distill import AdamW, Execution, LossTerm, Penalty, StagePlan, train
-from dynprune.embedding import agreement, embed
+from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.errors import UsageError
-from dynprune.gate import GateConfig, gate_model, start_from_weights
+from dynprune.gate import GateConfig, gate_model
 from dynprune.graph import find_groups
-from dynprune.schedule import LearningRate, PruneSchedule
+from dynprune.planning.calibrate import start_from_weights
+from dynprune.tasks.embedding import agreement, embed
 
 STAGES = (
     StagePlan("features", 4, (LossTerm("normalized_mse"),)),

@@ -10,8 +10,8 @@ import torch
 
 from dynprune import gate
 from dynprune.distill import CheckpointStore, Interrupted, LossTerm, Reporting, StagePlan, train
+from dynprune.distill.schedule import PruneSchedule
 from dynprune.errors import OutputError, UsageError
-from dynprune.schedule import PruneSchedule
 from tests.distill import tiny
 from tests.distill.course import CASES, course, models, validate
 

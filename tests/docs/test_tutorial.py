@@ -40,7 +40,7 @@ def write_streets(root):
 def write_teacher(directory):
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    from dynprune.pretrained import write_pretrained
+    from dynprune.models.pretrained import write_pretrained
 
     config = SegformerConfig(
         num_encoder_blocks=2,

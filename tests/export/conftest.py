@@ -6,9 +6,12 @@ from torch import Tensor, nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from dynprune.example import Example
+from dynprune.export.program import compact
 from dynprune.gate import GateConfig, gate_model, gates
 from dynprune.graph import find_groups
 from dynprune.rewrite import rewrite
+
+SIZES = [(64, 64), (97, 131), (128, 96), (66, 50)]
 
 
 def pictures(height: int, width: int, *, batch: int = 1, seed: int = 0) -> Tensor:
@@ -53,3 +56,14 @@ def gated(example: Example) -> nn.Module:
     gate_model(model, example, groups, {g.name: GateConfig(prune_ratio=0.5) for g in groups})
     stir_predictors(model)
     return model
+
+
+def expected(model: nn.Module, x: Tensor) -> Tensor:
+    with compact(model):
+        return model(x).logits
+
+
+def assert_close(actual: Tensor, wanted: Tensor) -> None:
+    """Float32 products in another order, relative to the largest value."""
+    assert actual.shape == wanted.shape
+    assert (actual - wanted).abs().max() <= 1e-4 * wanted.abs().max()

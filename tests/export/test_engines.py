@@ -10,7 +10,7 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.export.engines import ENGINES, latency_report
 from dynprune.export.onnx import onnx_model
-from dynprune.report.executed import executed
+from dynprune.measure.executed import executed
 
 
 class Small(nn.Module):

@@ -13,24 +13,11 @@ from dynprune.example import Example
 from dynprune.export import onnx as exporter
 from dynprune.export.onnx import Export, export_onnx, halved, onnx_runner
 from dynprune.export.program import compact
-from dynprune.gate import GateConfig, gate_model, gates
+from dynprune.gate import GateConfig, gate_model, gates, recording
 from dynprune.graph import find_groups
-from dynprune.report.macs import without_gates
+from dynprune.measure.macs import without_gates
 
-from .conftest import pictures, stir_predictors
-
-SIZES = [(64, 64), (97, 131), (128, 96), (66, 50)]
-
-
-def expected(model: nn.Module, x: Tensor) -> Tensor:
-    with compact(model):
-        return model(x).logits
-
-
-def assert_close(actual: Tensor, wanted: Tensor) -> None:
-    """Float32 products in another order, relative to the largest value."""
-    assert actual.shape == wanted.shape
-    assert (actual - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+from .conftest import SIZES, assert_close, expected, pictures, stir_predictors
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +40,10 @@ def test_every_instance_of_a_batch_is_computed_by_its_own_neurons(
     gated: nn.Module, exported: Export
 ) -> None:
     x = pictures(97, 131, batch=3, seed=1)
-    wanted = expected(gated, x)
-    for gate in gates(gated).values():
-        assert not torch.equal(gate.mask[0], gate.mask[2])
+    with recording() as seen:
+        wanted = expected(gated, x)
+    for (found,) in seen.values():
+        assert not torch.equal(found.selection.keep[0], found.selection.keep[2])
     run = onnx_runner(exported.path)
     assert_close(run([x]), wanted)
     assert_close(torch.cat([run([one]) for one in x.split(1)]), wanted)

@@ -10,10 +10,10 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.export.onnx import Export
 from dynprune.export.openvino import export_openvino, openvino_runner
-from dynprune.gate import gates
+from dynprune.gate import recording
+from tests.export.conftest import SIZES, assert_close, expected
 
 from .conftest import pictures
-from .test_onnx import SIZES, assert_close, expected
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,10 @@ def test_every_instance_of_a_batch_is_computed_by_its_own_neurons(
     gated: nn.Module, exported: Export
 ) -> None:
     x = pictures(97, 131, batch=3, seed=1)
-    wanted = expected(gated, x)
-    for gate in gates(gated).values():
-        assert not torch.equal(gate.mask[0], gate.mask[2])
+    with recording() as seen:
+        wanted = expected(gated, x)
+    for (found,) in seen.values():
+        assert not torch.equal(found.selection.keep[0], found.selection.keep[2])
     assert_close(openvino_runner(exported.path)([x]), wanted)
 
 

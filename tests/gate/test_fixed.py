@@ -9,7 +9,7 @@ from torch import nn
 
 from dynprune.errors import GateError, UsageError
 from dynprune.example import Example
-from dynprune.gate import GateConfig, gates, is_gated, plan_groups
+from dynprune.gate import GateConfig, fold_means, gates, is_gated, plan_groups
 from dynprune.gate.fixed import KeptNeurons, fix_gates, fix_groups, only_fixable
 from dynprune.gate.inject import inject, remove
 from dynprune.graph import find_groups
@@ -33,6 +33,7 @@ def fixable(name, ratio=0.5):
             gate.prior.copy_(torch.rand(gate.neurons, generator=random))
             if gate.mean is not None:
                 gate.mean.copy_(torch.randn(gate.neurons, generator=random))
+    fold_means(model)
     return model, example, plans
 
 

@@ -10,30 +10,19 @@ from torch import Tensor, nn
 
 import dynprune
 from dynprune.example import Example
-from dynprune.gate import GateConfig, gate_model, gates, is_gated, remove, set_execution
-from dynprune.graph import find_groups
-from dynprune.modes import at_inference
-from tests.gate.zoo_laws import error, forced, gated_animal, run
+from dynprune.gate import gates, is_gated, recording, remove, set_execution
+from dynprune.host.modes import at_inference
+from tests.gate.zoo_laws import (
+    BFLOAT16,
+    ROUNDING,
+    difference,
+    error,
+    forced,
+    gate_all,
+    gated_animal,
+    run,
+)
 from tests.zoo import ZOO
-
-ROUNDING = 1e-5  # float32 sums in another order
-BFLOAT16 = 5e-2  # eight bits of mantissa, a few layers deep
-
-
-def gate_all(model, example):
-    """Gate every group of a model that may be, in place."""
-    groups = find_groups(model, example).groups
-    settings = GateConfig(align=1)
-    return gate_model(model, example, groups, {group.name: settings for group in groups})
-
-
-def difference(model, call):
-    """Give compact against masked execution, with a mask of its own for every input."""
-    with forced(model, 3):
-        set_execution(model, "masked")
-        masked = run(model, call)
-        set_execution(model, "compact")
-        return error(run(model, call), masked)
 
 
 @pytest.mark.parametrize("name", ["vit", "segformer"])
@@ -156,8 +145,9 @@ def test_keywords_that_are_none_or_no_tensor_of_the_batch_are_passed_on():
     assert plan.mode == "compact"
     recipe = dynprune.load_recipe("any", ["apply.gate.align=1", "sparsity.final=0.5"])
     dynprune.apply(model, call, recipe, calibration=[call])
-    assert difference(model, Example((), call)) < ROUNDING
-    assert len(next(iter(gates(model).values())).mask) == 3
+    with recording() as seen:
+        assert difference(model, Example((), call)) < ROUNDING
+    assert len(next(iter(seen.values()))[0].selection.keep) == 3
 
 
 def test_a_transformers_model_takes_flags_among_its_keywords():

@@ -15,6 +15,7 @@ from dynprune.gate import (
     gates,
     inject,
     is_gated,
+    recording,
     remove,
     set_execution,
     set_prune_ratio,
@@ -63,14 +64,16 @@ def test_different_inputs_keep_different_neurons_and_shuffle_with_their_batch(ga
     _stir(model)
     brightness = torch.arange(4.0).view(4, 1, 1, 1)
     call = Example((example.batched(4).tensors[0] + 3 * brightness,))
-    outputs = run(model, call)
-    masks = {name: gate.mask for name, gate in gates(model).items()}
+    with recording() as seen:
+        outputs = run(model, call)
+    masks = {name: found.selection.keep for name, (found,) in seen.items()}
     assert all(len(mask.unique(dim=0)) == 4 for mask in masks.values() if mask.shape[1] > 32)
     order = torch.tensor([2, 0, 3, 1])
     shuffled = replace(call, args=(call.args[0][order],))
-    assert error(run(model, shuffled), [t[order] for t in outputs]) < 1e-5
-    for name, gate in gates(model).items():
-        assert torch.equal(gate.mask, masks[name][order])
+    with recording() as seen:
+        assert error(run(model, shuffled), [t[order] for t in outputs]) < 1e-5
+    for name, (found,) in seen.items():
+        assert torch.equal(found.selection.keep, masks[name][order])
 
 
 @pytest.mark.parametrize("mode", ["value", "straight_through"])

@@ -10,7 +10,7 @@ from dynprune.example import Example
 from dynprune.gate.layout import weight_layout
 from dynprune.gate.linear import DynamicLinear
 from dynprune.graph import find_groups
-from tests.gate.test_hosts import ROUNDING, difference, gate_all
+from tests.gate.zoo_laws import ROUNDING, difference, gate_all
 from tests.graph.adversaries import TwoLinears
 
 

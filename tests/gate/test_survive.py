@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynprune.example import Example
 from dynprune.gate import GateConfig, gates, plan_groups, remove
 from dynprune.graph import find_groups
-from tests.gate.test_hosts import BFLOAT16, ROUNDING, difference, gate_all
+from tests.gate.zoo_laws import BFLOAT16, ROUNDING, difference, gate_all
 from tests.graph.adversaries import TwoLinears
 
 

@@ -17,8 +17,8 @@ from dynprune.gate import (
     set_prune_ratio,
     set_sparsity_progress,
 )
-from dynprune.gate.results import close
 from dynprune.graph import NeuronGroup, find_groups
+from dynprune.host.outputs import close
 from tests.gate.zoo_laws import error, forced, run
 from tests.graph.adversaries import REFUSED
 from tests.zoo import ZOO

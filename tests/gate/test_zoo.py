@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 import torch
 
-from dynprune import storage
 from dynprune.gate import (
     GateConfig,
     gates,
@@ -17,8 +16,7 @@ from dynprune.gate import (
 )
 from dynprune.gate.linear import DynamicLinear
 from dynprune.graph import find_groups
-from dynprune.models import ModelSource
-from dynprune.provenance import Provenance
+from dynprune.models import ModelSource, Provenance, storage
 from dynprune.rewrite import rewrite, undo
 from tests.gate.zoo_laws import error, forced, gated_animal, run
 from tests.zoo import ZOO

@@ -7,12 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.gate import GateConfig, gate_model, gates
+from dynprune.gate import (
+    GateConfig,
+    GateOutput,
+    fold_means,
+    forcing,
+    gate_model,
+    gates,
+    set_execution,
+)
 from dynprune.gate.inject import Attachment
-from dynprune.gate.results import tensors_of
 from dynprune.graph import Grouping, find_groups
-from dynprune.modes import at_inference
+from dynprune.host.modes import at_inference
+from dynprune.host.outputs import tensors_of
 from tests.zoo import ZOO
+
+ROUNDING = 1e-5  # float32 sums in another order
+BFLOAT16 = 5e-2  # eight bits of mantissa, a few layers deep
 
 
 def run(model: nn.Module, example: Example) -> list[Tensor]:
@@ -44,14 +55,29 @@ def gated_animal(
 def forced(model: nn.Module, instances: int, seed: int = 0) -> Iterator[None]:
     """Give every instance its own random mask and values, and every skipped neuron a mean."""
     random = torch.Generator().manual_seed(seed)
+    outputs = {}
     for gate in gates(model).values():
         scores = torch.rand(instances, gate.neurons, generator=random)
         factor = torch.rand(instances, gate.neurons, generator=random) + 0.5
-        gate.force(scores.to(gate.prior), factor.to(gate.prior))
+        outputs[gate.members] = GateOutput(scores.to(gate.prior), factor.to(gate.prior))
         if gate.mean is not None:
             gate.mean.data.copy_(torch.randn(gate.neurons, generator=random))
-    try:
+    fold_means(model)
+    with forcing(outputs):
         yield
-    finally:
-        for gate in gates(model).values():
-            gate.force(None)
+
+
+def gate_all(model, example):
+    """Gate every group of a model that may be, in place."""
+    groups = find_groups(model, example).groups
+    settings = GateConfig(align=1)
+    return gate_model(model, example, groups, {group.name: settings for group in groups})
+
+
+def difference(model, call):
+    """Give compact against masked execution, with a mask of its own for every input."""
+    with forced(model, 3):
+        set_execution(model, "masked")
+        masked = run(model, call)
+        set_execution(model, "compact")
+        return error(run(model, call), masked)

@@ -12,7 +12,7 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph import Grouping, find_groups
 from tests.graph.adversaries import REFUSED, TwoLinears
-from tests.graph.test_groups import close, mask, outputs, scramble
+from tests.graph.surgery import close, mask, outputs, scramble
 
 
 def example() -> Example:

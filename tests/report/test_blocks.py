@@ -1,7 +1,7 @@
 """Blocks are the layers summed up: nothing is lost, and a deep model fits."""
 
+from dynprune.measure.macs import LayerMacs
 from dynprune.report.blocks import MOST_BLOCKS, Block, sum_blocks
-from dynprune.report.macs import LayerMacs
 
 
 def test_nothing_is_lost(measured) -> None:

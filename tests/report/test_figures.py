@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from dynprune.measure.macs import LayerMacs
 from dynprune.report import figures
 from dynprune.report.blocks import sum_blocks
-from dynprune.report.macs import LayerMacs
 
 from .conftest import marks_of
 

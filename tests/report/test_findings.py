@@ -7,12 +7,12 @@ import pytest
 
 from dynprune.errors import UsageError
 from dynprune.gate import gate_parameters, gates
-from dynprune.report.calls import PictureCalls
-from dynprune.report.executed import executed
+from dynprune.measure.calls import PictureCalls
+from dynprune.measure.executed import executed
+from dynprune.measure.macs import macs_report
+from dynprune.models.storage import save
 from dynprune.report.findings import gather
-from dynprune.report.macs import macs_report
 from dynprune.report.published import PUBLISHED
-from dynprune.storage import save
 
 from .conftest import PICTURES, loaded
 

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from dynprune.graph import find_groups
+from dynprune.rewrite.narrow import can_narrow
 
 CHANNELS = (8, 12, 16)
 STRIDES = (4, 8, 16)
@@ -114,3 +118,45 @@ def stirred(model: nn.Module, *, seed: int = 0) -> nn.Module:
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 tensor.data.uniform_(0.3, 1.5, generator=generator)
     return model.eval()
+
+
+def segformer(**changes: object) -> nn.Module:
+    settings = {
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [8, 16, 24, 32],
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 32,
+        "num_labels": 5,
+        **changes,
+    }
+    torch.manual_seed(0)
+    return stirred(SegformerForSemanticSegmentation(SegformerConfig(**settings)))
+
+
+def image(height: int = 64, width: int = 64, *, batch: int = 2, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, height, width, generator=generator)
+
+
+def output(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = model(x)
+    return y if isinstance(y, Tensor) else y.logits
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Float32 sums in another order: relative to the largest value."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def hidden_layers(model, example):
+    return [g for g in find_groups(model, example).groups if can_narrow(model, g)]
+
+
+def silence(model, group, neurons, value):
+    """Let neurons stand at one value whatever the input: before the activation, at its carrier."""
+    carrier = model.get_submodule(group.carriers[0].module)
+    with torch.no_grad():
+        carrier.weight[neurons] = 0.0
+        carrier.bias[neurons] = value

@@ -9,8 +9,7 @@ from torch import nn
 from dynprune.example import Example
 from dynprune.rewrite import Rewrite, reapply, rewrite, undo
 from dynprune.rewrite.memory import marked_by_strides
-
-from .test_surgery import assert_close, image, output, segformer
+from tests.rewrite.heads import assert_close, image, output, segformer
 
 BOTH = ["fold-decoder", "channels-last"]
 

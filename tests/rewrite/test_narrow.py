@@ -11,12 +11,7 @@ from dynprune.example import Example
 from dynprune.graph import find_groups
 from dynprune.rewrite import Rewrite, reapply
 from dynprune.rewrite.narrow import can_narrow, drop_neurons
-
-from .test_surgery import image, segformer
-
-
-def hidden_layers(model, example):
-    return [g for g in find_groups(model, example).groups if can_narrow(model, g)]
+from tests.rewrite.heads import hidden_layers, image, segformer, silence
 
 
 @pytest.fixture
@@ -27,14 +22,6 @@ def model():
 @pytest.fixture
 def example():
     return Example((image(),))
-
-
-def silence(model, group, neurons, value):
-    """Let neurons stand at one value whatever the input: before the activation, at its carrier."""
-    carrier = model.get_submodule(group.carriers[0].module)
-    with torch.no_grad():
-        carrier.weight[neurons] = 0.0
-        carrier.bias[neurons] = value
 
 
 def test_a_neuron_that_never_moves_is_taken_out_without_a_trace(model, example):

@@ -10,49 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.rewrite import FoldedDecoder, Rewrite, reapply, rewrite, undo
-from dynprune.rewrite import bands as bands_module
-from dynprune.rewrite import folded as folded_module
-from dynprune.rewrite.bands import bands_of_sum
-from dynprune.rewrite.folded import pointwise_as
+from dynprune.rewrite.decoder import bands as bands_module
+from dynprune.rewrite.decoder import folded as folded_module
+from dynprune.rewrite.decoder.bands import bands_of_sum
+from dynprune.rewrite.decoder.folded import pointwise_as
+from tests.rewrite.heads import assert_close, image, output, segformer
 
 from .heads import ConvHead, LinearHead, Model, stirred
 
 FOLD = ["fold-decoder"]
-
-
-def segformer(**changes: object) -> nn.Module:
-    settings = {
-        "depths": [1, 1, 1, 1],
-        "hidden_sizes": [8, 16, 24, 32],
-        "num_attention_heads": [1, 1, 2, 2],
-        "decoder_hidden_size": 32,
-        "num_labels": 5,
-        **changes,
-    }
-    torch.manual_seed(0)
-    return stirred(SegformerForSemanticSegmentation(SegformerConfig(**settings)))
-
-
-def image(height: int = 64, width: int = 64, *, batch: int = 2, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 3, height, width, generator=generator)
-
-
-def output(model: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        y = model(x)
-    return y if isinstance(y, Tensor) else y.logits
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Float32 sums in another order: relative to the largest value."""
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 HEADS = {

@@ -1,0 +1,338 @@
+"""What belongs to one call of a gated model: what its gates chose, its batch and its padding.
+
+Nothing of a call lives in a module. Every module that holds a whole neuron group notes when it is
+called and when it returns, in a stack that each thread has for itself; the outermost of them opens
+the call. Threads, replicas, nested and re-entrant models, and an encoder that is called alone
+therefore never meet. The stack is thread-local and not a ContextVar because ``torch.compile``
+traces the former alone; a forward pass never waits in its middle, so that both separate alike.
+"""
+
+import inspect
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
+
+from dynprune.errors import GateError
+from dynprune.gate.instances import InstanceLayout
+from dynprune.gate.padding import PaddingMask, masks_of, real_tokens
+from dynprune.gate.selection import GateOutput, Selection, threshold
+
+__all__ = ["Call", "GatedNeurons", "Observation", "Scope", "forcing", "observing", "recording"]
+
+
+@dataclass(eq=False)
+class GatedNeurons:
+    """The neurons of one gate, as the layers around it know them; the key to a call's selection.
+
+    Attributes:
+        name: of the neuron group.
+        kind: of the neuron group.
+        neurons: their number.
+        segments: parts that each keep equally many: the heads, or 1.
+        layout: where the batch is in the tensors that the group's layers see.
+        scope: of the model that the gate was put into.
+    """
+
+    name: str
+    kind: str
+    neurons: int
+    segments: int
+    layout: InstanceLayout
+    scope: "Scope"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one gate did in one call.
+
+    Attributes:
+        neurons: of the gate.
+        tokens: (B, T, C) that it chose by.
+        real: (B, T) tokens that are no padding; None where all count.
+        output: scores and values.
+        selection: what it chose.
+    """
+
+    neurons: GatedNeurons
+    tokens: Tensor
+    real: Tensor | None
+    output: GateOutput
+    selection: Selection
+
+    @property
+    def values(self) -> Tensor | None:
+        """(B, neurons) gate values G, which the L1 penalty reads; None where none needs them.
+
+        They are the factors of the neurons; where these are all 1, a sigmoid of how far each score
+        is above the least kept one.
+        """
+        if self.output.factor is not None or self.selection.mask is None:
+            return self.output.factor
+        segments = self.neurons.segments
+        scores, kept = self.output.scores, self.selection.index.shape[1] // segments
+        return torch.sigmoid(scores - threshold(scores, kept, segments))
+
+
+@dataclass(eq=False)
+class Call:
+    """One module that runs within a call of a gated model.
+
+    Attributes:
+        scope: of the model.
+        path: of the module in it, "" for the model itself.
+        instances: inputs in the call, as its outermost module got them.
+        masks: what may say which tokens are padding, as this module got it.
+        selections: what the gates chose so far; one for all modules of the call.
+        outer: the module around this one in the same call, or None.
+    """
+
+    scope: "Scope"
+    path: str
+    instances: int
+    masks: tuple[PaddingMask, ...]
+    selections: dict[GatedNeurons, Selection]
+    outer: "Call | None" = None
+    known: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+
+    def selection(self, neurons: GatedNeurons) -> Selection:
+        """Return what a gate chose in this call.
+
+        Raises:
+            GateError: where the group's first producer has not run in it.
+        """
+        found = self.selections.get(neurons)
+        if found is None:
+            raise GateError(
+                f"Gate {neurons.name!r} has not selected neurons in this call: a consumer of its "
+                "neurons ran before their first producer, or outside the module that holds both. "
+                "Call the whole model, or a module that holds both layers."
+            )
+        return found
+
+    def real(self, tokens: Tensor) -> Tensor | None:
+        """Return which of these tokens (B, T, ...) are no padding, (B, T), or None for all.
+
+        The mask is the one that the innermost module around the gate received; see
+        `dynprune.gate.padding`.
+        """
+        call: Call | None = self
+        while call is not None:
+            for mask in call.masks:
+                found = self._read(mask)
+                if found is not None and found.shape == tokens.shape[:2]:
+                    return found
+            call = call.outer
+        return None
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Run the block in a call like this one, in which nothing has been chosen yet."""
+        before = _thread.calls
+        fresh = replace(self, selections={}, known=[])
+        _thread.calls = (*before, fresh)
+        try:
+            yield
+        finally:
+            _thread.calls = before
+
+    def _read(self, mask: PaddingMask) -> Tensor | None:
+        for tensor, found in self.known:
+            if tensor is mask.tensor:
+                return found
+        read = real_tokens(mask)
+        self.known.append((mask.tensor, read))
+        return read
+
+
+class Scope:
+    """A gated model as calls know it: opens them, and tells those of another model apart.
+
+    It holds no tensor and no state. Copies of a model have a scope of their own; replicas, which
+    run in threads of their own, share it.
+    """
+
+    def __init__(self) -> None:
+        self.handles: list[RemovableHandle] = []
+
+    def watch(self, module: nn.Module, path: str) -> None:
+        """Note every call of this module from now on, in place."""
+        names = tuple(inspect.signature(module.forward).parameters)
+        own = type(module).__module__.startswith("torch.nn.")
+        enter = _Enter(self, path, names, padding_alone=own)
+        self.handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+        leave = _Leave(self, path)
+        self.handles.append(module.register_forward_hook(leave, always_call=True))
+
+    def close(self) -> None:
+        """Stop noting calls, in place."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def current(self) -> Call:
+        """Return the call that runs in this thread.
+
+        Raises:
+            GateError: where none does.
+        """
+        for call in reversed(_thread.calls):
+            if call.scope is self:
+                return call
+        raise GateError(
+            "A gated layer was called outside a call of its model, so that its gate has no input "
+            "to choose by. Call the model, or a module that holds the whole neuron group."
+        )
+
+
+@dataclass(eq=False)
+class _Enter:
+    """Forward pre-hook: a module of the model is called."""
+
+    scope: Scope
+    path: str
+    names: tuple[str, ...]
+    padding_alone: bool
+
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Note what this call brings; changes neither arguments nor module."""
+        outer = None
+        for call in reversed(_thread.calls):
+            if call.scope is self.scope:
+                outer = call
+                break
+        if outer is not None and self._runs_already(outer):
+            outer = None  # re-entered: a call of its own
+        masks = masks_of(args, kwargs, self.names, padding_alone=self.padding_alone)
+        if outer is None:
+            call = Call(self.scope, self.path, _batch(args, kwargs), masks, {})
+        else:
+            call = Call(
+                self.scope,
+                self.path,
+                outer.instances,
+                masks,
+                outer.selections,
+                outer,
+                outer.known,
+            )
+        _thread.calls = (*_thread.calls, call)
+
+    def _runs_already(self, outer: Call) -> bool:
+        """Tell whether this module, or one inside it, is running in the same call."""
+        call: Call | None = outer
+        while call is not None:
+            if call.path == self.path or self.path == "" or call.path.startswith(self.path + "."):
+                return True
+            call = call.outer
+        return False
+
+
+@dataclass(eq=False)
+class _Leave:
+    """Forward hook: a module of the model returns, or fails."""
+
+    scope: Scope
+    path: str
+
+    def __call__(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """Drop the module's entry, and whatever an interrupted call left above it."""
+        calls = _thread.calls
+        for place in range(len(calls) - 1, -1, -1):
+            if calls[place].scope is self.scope and calls[place].path == self.path:
+                _thread.calls = calls[:place]
+                return
+
+
+def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    for leaf in pytree.tree_leaves((args, dict(kwargs))):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return leaf.shape[0]
+    return 1
+
+
+Watcher = Callable[[Observation], None]
+
+
+class _Thread(threading.local):
+    """What a thread runs: its calls, who watches them, and what gates are made to choose."""
+
+    calls: tuple[Call, ...] = ()
+    watchers: tuple[Watcher, ...] = ()
+    forced: Mapping[GatedNeurons, GateOutput] = {}
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def observing(watcher: Watcher) -> Iterator[None]:
+    """Call ``watcher`` with whatever a gate does in this thread while the block runs."""
+    before = _thread.watchers
+    _thread.watchers = (*before, watcher)
+    try:
+        yield
+    finally:
+        _thread.watchers = before
+
+
+@contextmanager
+def recording() -> Iterator[dict[str, list[Observation]]]:
+    """Collect what gates do in this thread while the block runs.
+
+    Yields:
+        Group name -> an observation for every time that its gate chose.
+    """
+    seen: dict[str, list[Observation]] = defaultdict(list)
+
+    def record(observation: Observation) -> None:
+        seen[observation.neurons.name].append(observation)
+
+    with observing(record):
+        yield seen
+
+
+@contextmanager
+def forcing(outputs: Mapping[GatedNeurons, GateOutput]) -> Iterator[None]:
+    """Make gates choose by these scores, whatever the input, in this thread while the block runs.
+
+    Args:
+        outputs: gate's neurons -> scores and values (B, neurons).
+    """
+    before = _thread.forced
+    _thread.forced = {**before, **outputs}
+    try:
+        yield
+    finally:
+        _thread.forced = before
+
+
+def forced_output(neurons: GatedNeurons, batch: int) -> GateOutput | None:
+    """Return what `forcing` makes this gate compute for ``batch`` instances, or None."""
+    if not _thread.forced:
+        return None
+    found = _thread.forced.get(neurons)
+    if found is None:
+        return None
+    factor = None if found.factor is None else found.factor[:batch]
+    return GateOutput(found.scores[:batch], factor)
+
+
+def is_observed() -> bool:
+    """Tell whether anybody watches the gates in this thread."""
+    return bool(_thread.watchers)
+
+
+def tell(observation: Observation) -> None:
+    """Show an observation to all who watch in this thread."""
+    for watcher in _thread.watchers:
+        watcher(observation)

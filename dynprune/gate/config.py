@@ -1,0 +1,48 @@
+"""How the gate of a group is built: plain values that recipes and files hold."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dynprune.gate.predictor import Pool
+
+__all__ = ["Compensation", "Execution", "GateConfig", "GateMode", "Order"]
+
+Execution = Literal["compact", "scatter", "masked"]
+GateMode = Literal["value", "straight_through"]
+Order = Literal["dynamic", "fixed", "prefix", "random"]
+Compensation = Literal["zero", "mean", "learned"]
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """How the gate of a group is built; all plain values.
+
+    Attributes:
+        prune_ratio: share of the group's neurons that ends up skipped, 0 to 1.
+        mode: ``value``: kept neurons carry the gate's value (DynaSegFormer, Eq. 3);
+            ``straight_through``: they carry 1, and the gradient passes by a sigmoid of the score.
+        hidden_ratio: width of the predictor's hidden layer over the producer's input width; at
+            least 8 neurons.
+        hidden: that width in neurons, whatever ``hidden_ratio`` says; None to go by it.
+        align: kept neurons of a segment are a multiple of this.
+        source: what the predictor pools: the producer's ``tokens`` or its ``preactivation``.
+        pool: how tokens are summarised.
+        compensation: what skipped neurons are replaced by: ``zero``, their ``mean``, or a value
+            that starts at the mean and is ``learned``. Needs a consumer, so not for ``qk``.
+        order: ``dynamic`` by score; the controls are ``fixed`` (by prior alone), ``prefix`` (the
+            first neurons) and ``random`` (one fixed random set).
+    """
+
+    prune_ratio: float = 0.5
+    mode: GateMode = "value"
+    hidden_ratio: float = 0.0625
+    hidden: int | None = None
+    align: int = 8
+    source: Literal["tokens", "preactivation"] = "tokens"
+    pool: Pool = "mean"
+    compensation: Compensation = "mean"
+    order: Order = "dynamic"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)

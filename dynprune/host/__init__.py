@@ -1,0 +1,1 @@
+"""What is done to somebody's model without leaving a trace."""

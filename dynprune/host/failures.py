@@ -1,0 +1,33 @@
+"""Whose fault it is that a model fails: its own code may on foreign layers, ours may not."""
+
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["first_line", "reraise_ours"]
+
+_OURS = Path(__file__).resolve().parents[1]
+_BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
+"""What a bug of ours raises. Torch's own errors also come of the sizes that a host hands us."""
+
+
+def reraise_ours(error: Exception) -> None:
+    """Raise the error again where a line of dynprune's own is its cause.
+
+    To be called first by every handler of whatever a model may raise.
+    """
+    if isinstance(error, _BUGS) and _is_ours(error.__traceback__):
+        raise error
+
+
+def _is_ours(traceback: TracebackType | None) -> bool:
+    if traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return _OURS in Path(traceback.tb_frame.f_code.co_filename).resolve().parents
+
+
+def first_line(error: Exception) -> str:
+    """Return an exception's first line, short enough for a table."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:120]

@@ -1,0 +1,188 @@
+"""Multiply-adds before and after: by formula over the traced graph, and as executed."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynprune.example import Example
+from dynprune.gate import attached, gates, is_gated, remove
+from dynprune.graph.groups import find_groups
+from dynprune.graph.neurons import MacNode
+from dynprune.host.modes import evaluating
+from dynprune.measure.executed import count_executed, executed
+from dynprune.rewrite import FoldedDecoder, undo
+
+__all__ = [
+    "ExecutedRange",
+    "LayerMacs",
+    "MacsReport",
+    "analytic",
+    "macs_report",
+    "parameter_count",
+    "without_gates",
+]
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """Multiply-adds of one module for one call.
+
+    Attributes:
+        name: innermost module that runs the products; of a gate, the gate's.
+        dense: in the model as published.
+        pruned: by formula, after rewrites and with the neurons that every group keeps.
+    """
+
+    name: str
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True)
+class ExecutedRange:
+    """Multiply-adds that really ran, over several calls.
+
+    Attributes:
+        mean: over the calls.
+        least: of the cheapest call.
+        most: of the dearest call.
+    """
+
+    mean: float
+    least: int
+    most: int
+
+
+@dataclass(frozen=True)
+class MacsReport:
+    """The multiply-adds of a model, of its rewritten form and of its pruned form.
+
+    Attributes:
+        input: shape of the call's first tensor.
+        dense: of the model as published.
+        rewritten: of the dense model after its lossless rewrites.
+        analytic: of the pruned model by formula, gates included.
+        executed: of the pruned model as it ran, gates included.
+        dense_parameters: of the model as published.
+        pruned_parameters: of the pruned model, without what it keeps only for the way back.
+        layers: module by module, in the order in which they run.
+    """
+
+    input: tuple[int, ...]
+    dense: int
+    rewritten: int
+    analytic: int
+    executed: ExecutedRange
+    dense_parameters: int
+    pruned_parameters: int
+    layers: tuple[LayerMacs, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the document of ``dynprune report flops --json``."""
+        ran = self.executed
+        return {
+            "unit": "MAC",
+            "input": list(self.input),
+            "dense": self.dense,
+            "rewritten": self.rewritten,
+            "pruned": {
+                "analytic": self.analytic,
+                "executed": {"mean": ran.mean, "min": ran.least, "max": ran.most},
+            },
+            "params": {"dense": self.dense_parameters, "pruned": self.pruned_parameters},
+            "layers": [
+                {"name": layer.name, "dense": layer.dense, "pruned": layer.pruned}
+                for layer in self.layers
+            ],
+        }
+
+
+def analytic(
+    costs: Iterable[MacNode], keep_ratio: Mapping[str, float], modes: Mapping[str, str]
+) -> dict[str, int]:
+    """Say what every module costs when each group keeps its share.
+
+    A group that runs in mode ``compact`` scales every product that its neurons meet. In mode
+    ``scatter`` they are computed narrow but passed on at full width, so that only the products of
+    its own linears shrink. In any other mode nothing is saved.
+
+    Args:
+        costs: the products of the traced graph.
+        keep_ratio: group -> share of its neurons that is kept, 0 to 1.
+        modes: group -> how it runs.
+
+    Returns:
+        Innermost module -> multiply-adds, in the order in which they run.
+    """
+    everywhere = {g: keep for g, keep in keep_ratio.items() if modes.get(g) == "compact"}
+    linears_too = everywhere | {g: k for g, k in keep_ratio.items() if modes.get(g) == "scatter"}
+    layers: dict[str, float] = {}
+    for node in costs:
+        kept = linears_too if node.op in ("linear", "conv") else everywhere
+        layers[node.module] = layers.get(node.module, 0.0) + node.pruned(kept)
+    return {name: round(macs) for name, macs in layers.items()}
+
+
+def macs_report(model: nn.Module, example: Example, calls: Sequence[Example] = ()) -> MacsReport:
+    """Count a model's multiply-adds in all three forms.
+
+    Args:
+        model: gated or not, rewritten or not; left as it is.
+        example: the call that is counted.
+        calls: more calls of the same shape with other inputs, to see how much executed counts
+            vary; none takes ``example`` alone.
+    """
+    rewritten = without_gates(model)
+    dense = undo(copy.deepcopy(rewritten))
+    with evaluating(model), evaluating(rewritten), evaluating(dense), torch.no_grad():
+        before = count_executed(dense, example)
+        ran = [executed(model, call) for call in calls or (example,)]
+        grouping = find_groups(rewritten, example)
+    found = gates(model)
+    plans = attached(model).plans if is_gated(model) else ()
+    pruned = analytic(
+        grouping.costs,
+        {name: gate.keep_ratio for name, gate in found.items()},
+        {plan.group.name: plan.mode for plan in plans},
+    )
+    for name, gate in found.items():
+        if gate.macs:
+            pruned[f"{name} (gate)"] = gate.macs * example.batch
+    names = dict.fromkeys([*before.by_module, *pruned])
+    return MacsReport(
+        input=tuple(example.tensors[0].shape),
+        dense=before.total,
+        rewritten=sum(node.macs for node in grouping.costs),
+        analytic=sum(pruned.values()),
+        executed=ExecutedRange(sum(ran) / len(ran), min(ran), max(ran)),
+        dense_parameters=parameter_count(dense),
+        pruned_parameters=parameter_count(model),
+        layers=tuple(
+            LayerMacs(name, before.by_module.get(name, 0), pruned.get(name, 0)) for name in names
+        ),
+    )
+
+
+def without_gates(model: nn.Module) -> nn.Module:
+    """Copy a model and take the copy's gates out; rewrites stay."""
+    bare = copy.deepcopy(model)
+    return remove(bare) if is_gated(bare) else bare
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Count the parameters that a model computes with.
+
+    A folded decoder's source keeps its projections for the way back alone; they do not count.
+    """
+    idle = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, FoldedDecoder)
+        for kept in module.frozen_modules()
+        for parameter in kept.parameters()
+    }
+    return sum(parameter.numel() for parameter in model.parameters() if parameter not in idle)

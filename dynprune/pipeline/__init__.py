@@ -1,0 +1,16 @@
+"""The flow from a model to a gated student and its training, one step a function."""
+
+from dynprune.pipeline.apply import apply_recipe, calibration_calls, restore
+from dynprune.pipeline.inspect import Inspection, inspect_model
+from dynprune.pipeline.train import distill, learn, make_teacher
+
+__all__ = [
+    "Inspection",
+    "apply_recipe",
+    "calibration_calls",
+    "distill",
+    "inspect_model",
+    "learn",
+    "make_teacher",
+    "restore",
+]

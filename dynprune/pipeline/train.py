@@ -1,0 +1,149 @@
+"""From a gated student to a trained one that is written at the end."""
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import nn
+
+from dynprune.data import (
+    SegmentationData,
+    TrainingBatches,
+    class_shares,
+    inverse_root_weights,
+)
+from dynprune.distill import is_first_process
+from dynprune.distill.journal import Record, last_scores
+from dynprune.distill.trainer import train
+from dynprune.errors import DynpruneError, OutputError
+from dynprune.models import LoadedModel
+from dynprune.models.storage import write_model
+from dynprune.pipeline.arguments import (
+    batch_arguments,
+    picture_arguments,
+    training_arguments,
+)
+from dynprune.recipe import Recipe
+from dynprune.rewrite import rewrite
+from dynprune.tasks.evaluate import evaluate
+
+__all__ = ["distill", "learn", "make_teacher"]
+
+
+def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
+    """Give a frozen copy of a dense model in its rewritten, cheaper form."""
+    teacher = copy.deepcopy(loaded.module)
+    rewrite(teacher, loaded.example, rewrites)
+    return teacher.eval().requires_grad_(False)
+
+
+def learn(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    recipe: Recipe,
+    *,
+    training: SegmentationData,
+    validation: SegmentationData | None = None,
+    output: Path | None = None,
+    resume: bool = False,
+    only: str | None = None,
+    device: str | None = None,
+) -> Iterator[Record]:
+    """Train any student by the recipe's stages, in place; a dense one too.
+
+    Args:
+        student: the model that learns.
+        teacher: as `make_teacher` gave it; None where no loss needs one.
+        recipe: its training sections are carried out.
+        training: pictures that are learnt from.
+        validation: pictures that the run is judged by; none where None.
+        output: directory of the checkpoints and the records; None writes nothing.
+        resume: continue from the latest checkpoint in ``output``.
+        only: the one stage to run.
+        device: where to train; accelerate's choice where None.
+
+    Yields:
+        The records of `dynprune.distill.train`.
+    """
+    batches = TrainingBatches(training, **batch_arguments(recipe))
+    pictures = picture_arguments(recipe)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        assert validation is not None
+        where = next(model.parameters()).device
+        result = evaluate(model, validation, device=where, **pictures)
+        return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
+
+    weights = None if recipe.data is None else recipe.data.class_weights
+    if weights == "inverse-root":
+        weights = tuple(inverse_root_weights(class_shares(training)))
+    described = {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
+    yield from train(
+        student,
+        teacher,
+        batches.__getitem__,
+        validate=None if validation is None else validate,
+        output=output,
+        resume=resume,
+        only=only,
+        class_weights=weights,
+        fingerprint={"recipe": described, "data": training.fingerprint()},
+        **training_arguments(recipe, device=device),
+    )
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    recipe: Recipe,
+    *,
+    training: SegmentationData,
+    validation: SegmentationData,
+    output: Path,
+    resume: bool = False,
+    only: str | None = None,
+    device: str | None = None,
+) -> Iterator[Record]:
+    """Train a gated student by the recipe's stages, and write it at the end; see `learn`."""
+    yield from learn(
+        student,
+        teacher,
+        recipe,
+        training=training,
+        validation=validation,
+        output=output,
+        resume=resume,
+        only=only,
+        device=device,
+    )
+    if is_first_process():
+        scores, steps = last_scores(output)
+        write_into(student, output, scores=scores, steps=steps)
+
+
+def write_into(
+    model: nn.Module,
+    directory: Path,
+    *,
+    scores: Mapping[str, float] | None = None,
+    steps: int | None = None,
+) -> None:
+    """Write a model's files into a directory that holds other things, each file at one stroke."""
+    beside = directory / ".model.tmp"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed here
+        beside.mkdir()
+        write_model(model, beside, scores=scores, steps=steps)
+        for path in sorted(beside.iterdir()):
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+            path.replace(directory / path.name)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, DynpruneError):
+            raise
+        raise OutputError(f"cannot write the model into {directory}: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,83 @@
+"""Start the gates from the dense model: from its weights, or from its neurons on a few inputs."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dynprune.example import Example
+from dynprune.gate.compensation import fold_means
+from dynprune.gate.inject import gates
+from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.measure.moments import measure, ports_of, weight_norm
+from dynprune.planning.fit import fit_predictor
+
+__all__ = ["calibrate", "start_from_weights"]
+
+logger = logging.getLogger(__name__)
+
+FLOOR = 1e-4  # least energy of a neuron over the mean of its group, before the logarithm
+
+
+def start_from_weights(model: nn.Module) -> None:
+    """Order every gate's neurons by the norms of their weights, in place.
+
+    A neuron's weight is the product of the norms of its producer row and its consumer column;
+    for queries and keys, of its two rows.
+    """
+    with torch.no_grad():
+        for gate in gates(model).values():
+            made = [weight_norm(layer, port, 1) for layer, port in ports_of(model, gate, "makes")]
+            read = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]
+            weight = made[0] * (made[-1] if gate.kind == "qk" else torch.stack(read).norm(dim=0))
+            _set_prior(gate, weight[None])
+
+
+def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = True) -> int:
+    """Start order, means and predictors from what the dense model does on a few inputs, in place.
+
+    Args:
+        model: gated; its weights are not changed.
+        calls: inputs, about 32 in all.
+        dynamic: fit each predictor to every input's own energies, too.
+
+    Returns:
+        The inputs that were measured.
+
+    Raises:
+        UsageError: where ``calls`` is empty.
+
+    Source: the order and the means are those of Variance-Based Pruning, arXiv 2507.12988.
+    """
+    inputs = 0
+    for name, moments in measure(model, calls).items():
+        gate = gates(model)[name]
+        inputs = len(moments.first)
+        with torch.no_grad():
+            if gate.mean is not None:
+                gate.mean.copy_(moments.first.mean(0))
+            energy = moments.energy(gate.mean)
+            residual = _set_prior(gate, energy)
+            if dynamic and gate.predictor is not None and inputs > 3:
+                gained = fit_predictor(gate.predictor, moments.summaries, residual)
+                logger.debug("%s: the input explains %.2f of its energies", name, gained)
+                if gained > 0 and gate.config.mode == "value":
+                    gate.beta.fill_(1e-3)
+    fold_means(model)
+    return inputs
+
+
+def _set_prior(gate: NeuronGate, energy: Tensor) -> Tensor:
+    """Set the order from (n, neurons) energies, in place; give the logarithms left over."""
+    usual = energy.square().mean(0).sqrt()
+    floor = FLOOR * usual.mean().clamp_min(1e-12)
+    prior = usual.clamp_min(floor).log()
+    if gate.config.order == "prefix":
+        gate.prior.copy_(-torch.arange(gate.neurons, dtype=gate.prior.dtype))
+    elif gate.config.order == "random":
+        generator = torch.Generator().manual_seed(gate.neurons)
+        gate.prior.copy_(torch.rand(gate.neurons, generator=generator))
+    else:
+        gate.prior.copy_(prior - prior.mean())
+    return energy.clamp_min(floor).log() - prior

@@ -1,0 +1,1 @@
+"""Take packed attention apart, and put it back."""

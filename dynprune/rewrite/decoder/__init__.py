@@ -1,0 +1,1 @@
+"""Fold a segmentation decoder, and take it back."""

@@ -1,0 +1,51 @@
+"""A comparison scores both models as evaluation does, and counts where they differ."""
+
+import pytest
+import torch
+
+from dynprune.data import VOID
+from dynprune.errors import InputError
+from dynprune.measure.compare import compare
+from dynprune.tasks.evaluate import evaluate
+from dynprune.tasks.predict import predict
+from tests.report.conftest import noise
+
+
+def test_both_scores_are_those_of_evaluation(measured) -> None:
+    found = measured.found.comparison
+    for score, model in ((found.student, measured.student), (found.teacher, measured.teacher)):
+        assert score.to_json() == evaluate(model.module, measured.data).to_json()
+        assert torch.equal(score.confusion, evaluate(model.module, measured.data).confusion)
+    assert found.change == found.student.miou - found.teacher.miou
+
+
+def test_disagreement_is_the_share_of_labelled_pixels_that_differ(measured) -> None:
+    for index, share in enumerate(measured.found.comparison.disagreement):
+        image, label = measured.data.load(index)
+        one, other = (predict(m.module, image) for m in (measured.student, measured.teacher))
+        known = label != VOID
+        assert share == pytest.approx(float((one != other)[known].float().mean()))
+
+
+def test_a_model_agrees_with_itself(measured) -> None:
+    teacher = measured.teacher.module
+    found = compare(teacher, teacher, measured.data)
+    assert found.change == 0
+    assert set(found.disagreement) == {0.0}
+
+
+def test_without_a_teacher_the_label_stands_in(measured) -> None:
+    seen = []
+    found = compare(
+        measured.student.module, None, measured.data, progress=lambda *a: seen.append(a)
+    )
+    assert found.teacher is None
+    assert found.change is None
+    wrong = 1 - sum(found.disagreement) / len(found.disagreement)
+    assert wrong == pytest.approx(found.student.pixel_accuracy)  # pictures of one size
+    assert seen == [(n, 4) for n in (1, 2, 3, 4)]
+
+
+def test_data_of_fewer_classes_is_refused(measured, tmp_path) -> None:
+    with pytest.raises(InputError, match="classes"):
+        compare(measured.student.module, None, noise(tmp_path, classes=("only",)))

@@ -1,0 +1,125 @@
+"""What is pruned goes where it costs the output least, and the sum of what is saved stays."""
+
+import doctest
+import itertools
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dynprune.example import Example
+from dynprune.gate import GateConfig, gates, inject, plan_groups, set_execution
+from dynprune.graph import find_groups
+from dynprune.measure.macs import analytic
+from dynprune.planning import distribute
+from dynprune.planning.distribute import Choice, SavedMacs, distribute_by_sensitivity, spread
+from tests.zoo import ZOO
+
+
+class TwoBlocks(nn.Module):
+    """Two hidden layers of one size, one of which hardly matters."""
+
+    def __init__(self, small: float) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(8, 64) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(64, 8) for _ in range(2))
+        with torch.no_grad():
+            self.down[1].weight.mul_(small)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(torch.relu(up(x)))
+        return x
+
+
+def distributed(model, example, calls):
+    grouping = find_groups(model, example)
+    configs = {g.name: GateConfig(prune_ratio=0.5, align=4) for g in grouping.groups}
+    plans = plan_groups(model, example, grouping.groups, configs)
+    savings = SavedMacs(grouping.costs, plans)
+    return plans, distribute_by_sensitivity(model, example, plans, savings, calls), grouping
+
+
+def macs(model, plans, grouping):
+    """Count what a model would cost with these plans, from the gates themselves."""
+    inject(model, plans)
+    keep = {name: gate.keep_ratio for name, gate in gates(model).items()}
+    return sum(analytic(grouping.costs, keep, {p.group.name: p.mode for p in plans}).values())
+
+
+def test_the_layer_that_matters_less_skips_more():
+    model = TwoBlocks(small=1e-3).eval()
+    calls = [Example((torch.randn(1, 10, 8),)) for _ in range(4)]
+    _, plans, _ = distributed(model, calls[0], calls)
+    ratios = {plan.group.name: plan.config.prune_ratio for plan in plans}
+    assert ratios["up.1"] >= 0.85
+    assert ratios["up.0"] <= 0.15
+
+
+def test_the_model_costs_no_more_than_with_one_ratio_for_all():
+    model, example = ZOO["segformer"].made()
+    calls = [example.batched(1, seed=seed) for seed in range(2)]
+    uniform, spread_out, grouping = distributed(model, example, calls)
+    assert not gates(model)
+    assert {p.mode for p in spread_out} == {p.mode for p in uniform}
+    assert len({p.config.prune_ratio for p in spread_out}) > 2
+    again, _ = ZOO["segformer"].made()
+    cost = macs(model, spread_out, grouping)
+    assert cost <= macs(again, uniform, grouping)
+    with torch.no_grad():
+        compact = example.run(model).logits
+        set_execution(model, "masked")
+        assert torch.allclose(compact, example.run(model).logits, atol=1e-5)
+
+
+def test_groups_of_one_attention_keep_equally_many():
+    model, example = ZOO["vit"].made()
+    _, plans, _ = distributed(model, example, [example.batched(1, seed=s) for s in range(3)])
+    by_heads = {}
+    for plan in plans:
+        if plan.heads:
+            by_heads.setdefault(plan.heads, set()).add(plan.config.prune_ratio)
+    assert by_heads
+    assert all(len(ratios) == 1 for ratios in by_heads.values())
+
+
+def test_a_refused_group_stays_refused_for_its_reason():
+    model, example = ZOO["vit"].made()
+    grouping = find_groups(model, example)
+    configs = {g.name: GateConfig(align=4) for g in grouping.groups if g.kind == "ffn"}
+    before = plan_groups(model, example, grouping.groups, configs)
+    savings = SavedMacs(grouping.costs, before)
+    after = distribute_by_sensitivity(model, example, before, savings, [example])
+    assert [(p.mode, p.reason) for p in after] == [(p.mode, p.reason) for p in before]
+
+
+def test_without_inputs_the_shares_stay_and_that_is_said(caplog):
+    model, example = ZOO["vit"].made()
+    uniform, after, _ = distributed(model, example, [])
+    assert after == uniform
+    assert "every group skips the same share" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_choice_saves_as_much_for_less(seed):
+    chance = random.Random(seed)
+    options = []
+    for _ in range(3):
+        saved = sorted(chance.randint(1, 50) for _ in range(3))
+        effects = sorted(chance.random() for _ in range(3))
+        choices = [Choice(4, 0, 0.0)]
+        choices += [Choice(3 - i, *pair) for i, pair in enumerate(zip(saved, effects, strict=True))]
+        options.append(choices)
+    budget = chance.random() * sum(choices[-1].saved for choices in options)
+    chosen = spread(options, lambda chosen: sum(c.saved for c in chosen) >= budget)
+    reached = sum(choice.saved for choice in chosen)
+    effect = sum(choice.effect for choice in chosen)
+    assert reached >= budget
+    for other in itertools.product(*options):
+        if sum(choice.saved for choice in other) >= reached:
+            assert sum(choice.effect for choice in other) >= effect - 1e-12
+
+
+def test_the_example_of_spreading_is_true():
+    assert doctest.testmod(distribute).failed == 0

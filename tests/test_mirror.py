@@ -1,0 +1,106 @@
+"""The tests mirror the source tree, and no test file leans on another one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = "tests/cli/test_commands.py and test_mistakes.py run every command from outside"
+RULES = "tests/graph/rules/test_rules.py proves every rule by running the operation itself"
+LAWS = "the laws of tests/gate/test_zoo.py and test_inject.py run it in every model of the zoo"
+GROUPS = "tests/graph/test_groups.py and test_adversaries.py prove what it finds"
+DECODERS = "tests/rewrite/test_surgery.py folds and unfolds every head through it"
+SCHEMA = "tests/recipe/test_load.py and test_schema.py read and refuse recipes through it"
+
+# Modules without a test file of their own, and where what they do is proven until they have one.
+# The list shrinks.
+ELSEWHERE = {
+    "cli/apply.py": COMMANDS,
+    "cli/distill.py": COMMANDS,
+    "cli/env.py": COMMANDS,
+    "cli/evaluate.py": COMMANDS,
+    "cli/inspect.py": COMMANDS,
+    "cli/options.py": COMMANDS,
+    "cli/predict.py": COMMANDS,
+    "cli/recipe.py": COMMANDS,
+    "cli/report.py": COMMANDS,
+    "cli/subject.py": COMMANDS,
+    "dynprune/distill/run.py": "tests/distill/test_trainer.py runs it",
+    "dynprune/errors.py": "declarations; tests/cli/test_mistakes.py checks the exit codes",
+    "dynprune/example.py": "every test of a model calls it; its own doctests run in test_api.py",
+    "dynprune/export/passes/nodes.py": "every pass in tests/export/passes is written with it",
+    "dynprune/export/verify.py": "tests/export/test_onnx.py and test_openvino.py check through it",
+    "dynprune/files.py": "tests/models/test_storage.py and tests/reliability write through it",
+    "dynprune/gate/attach.py": LAWS,
+    "dynprune/gate/attention.py": LAWS,
+    "dynprune/gate/carriers.py": LAWS,
+    "dynprune/gate/execution.py": LAWS,
+    "dynprune/gate/instances.py": LAWS,
+    "dynprune/gate/linear.py": LAWS,
+    "dynprune/gate/neuron_gate.py": LAWS,
+    "dynprune/gate/plan.py": LAWS,
+    "dynprune/gate/probe.py": LAWS,
+    "dynprune/graph/fallback.py": "tests/graph/test_trace.py records runs with it",
+    "dynprune/graph/gather.py": GROUPS,
+    "dynprune/graph/neurons.py": GROUPS,
+    "dynprune/graph/reasons.py": GROUPS,
+    "dynprune/graph/rules/layers.py": RULES,
+    "dynprune/graph/rules/moves.py": RULES,
+    "dynprune/graph/rules/pointwise.py": RULES,
+    "dynprune/graph/rules/products.py": RULES,
+    "dynprune/graph/rules/reductions.py": RULES,
+    "dynprune/graph/rules/table.py": RULES,
+    "dynprune/graph/walk.py": GROUPS,
+    "dynprune/host/modes.py": "tests/test_api.py proves that a model's modes stay as they were",
+    "dynprune/host/outputs.py": "tests/gate/test_verify.py compares results with it",
+    "dynprune/models/manifest.py": "tests/models/test_storage.py and tests/reliability damage it",
+    "dynprune/models/provenance.py": "tests/models/test_storage.py and test_card.py read it back",
+    "dynprune/models/source.py": "tests/models/test_load.py builds every kind of source",
+    "dynprune/pipeline/inspect.py": "tests/test_api.py and tests/cli/test_commands.py inspect",
+    "dynprune/pipeline/train.py": "tests/cli/test_commands.py and tests/reliability train with it",
+    "dynprune/planning/calibrate.py": "tests/measure/test_moments.py starts gates by it",
+    "dynprune/recipe/explain.py": SCHEMA,
+    "dynprune/recipe/pruning.py": SCHEMA,
+    "dynprune/recipe/training.py": SCHEMA,
+    "dynprune/report/published.py": "figures of a paper; tests/report/test_tradeoff.py draws them",
+    "dynprune/rewrite/decoder/fold.py": DECODERS,
+    "dynprune/rewrite/decoder/folded.py": DECODERS,
+    "dynprune/rewrite/decoder/match.py": DECODERS,
+    "dynprune/rewrite/decoder/structure.py": DECODERS,
+    "dynprune/rewrite/decoder/unfold.py": DECODERS,
+    "dynprune/rewrite/proof.py": "every rewrite that tests/rewrite makes is proven by it",
+    "dynprune/rewrite/record.py": "tests/rewrite/test_surgery.py writes and reads records",
+}
+
+
+def files(*folders):
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return sorted(p.relative_to(ROOT) for p in found if "__pycache__" not in p.parts)
+
+
+MODULES = [path for path in files("dynprune", "cli") if path.name != "__init__.py"]
+TESTS = [path for path in files("tests") if path.name.startswith("test_")]
+
+
+def mirror_of(path):
+    """Where the tests of a module are."""
+    parts = path.parts[1:] if path.parts[0] == "dynprune" else path.parts
+    return Path("tests", *parts[:-1], f"test_{parts[-1]}")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_a_module_has_its_test_file_or_says_where_it_is_tested(path):
+    assert (ROOT / mirror_of(path)).is_file() != (path.as_posix() in ELSEWHERE)
+
+
+def test_no_place_is_given_for_a_module_that_is_not_there():
+    assert not set(ELSEWHERE) - {path.as_posix() for path in MODULES}
+
+
+@pytest.mark.parametrize("path", TESTS, ids=str)
+def test_a_test_file_imports_no_other_one(path):
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    named = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    named += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    assert not [name for name in named if name.rpartition(".")[2].startswith("test_")]
