@@ -59,7 +59,7 @@ def plan_groups(
         for group in groups:
             plan = GroupPlan(group, configs.get(group.name, fallback))
             plan = _first_plan(model, plan, seen, configs, ignored, allow_causal)
-            if group.heads and ancestor(group) in cached:
+            if group.heads and ancestor(group) in cached and not allow_causal:
                 plan = plan.refused(
                     f"{ancestor(group)} keeps keys and values in a cache, which outlives a choice"
                 )
