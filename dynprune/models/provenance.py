@@ -6,8 +6,9 @@ from torch import nn
 
 from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
+from dynprune.rewrite.narrow import fixed_groups
 
-__all__ = ["Provenance", "provenance_of", "set_provenance"]
+__all__ = ["Provenance", "is_fixed", "provenance_of", "records_of", "set_provenance"]
 
 ATTRIBUTE = "_dynprune_provenance"
 
@@ -48,3 +49,14 @@ def provenance_of(model: nn.Module) -> Provenance:
     if isinstance(known, Provenance):
         return known
     return Provenance(source_of(model), type(model).__name__, ())
+
+
+def records_of(model: nn.Module) -> tuple[Rewrite, ...]:
+    """Return the records of a model's rewrites, none where nothing is known of it."""
+    known = vars(model).get(ATTRIBUTE)
+    return known.rewrites if isinstance(known, Provenance) else ()
+
+
+def is_fixed(model: nn.Module) -> bool:
+    """Whether groups of a model keep one set of neurons for every input, the rest removed."""
+    return bool(fixed_groups(records_of(model)))

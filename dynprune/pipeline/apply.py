@@ -16,7 +16,7 @@ from dynprune.gate import GroupPlan, inject, is_gated, plan_groups, remove
 from dynprune.gate.fixed import fix_gates, only_fixable
 from dynprune.graph import Grouping, find_groups
 from dynprune.host.modes import keeping_buffers
-from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
+from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
 from dynprune.pipeline.arguments import gate_configs, picture_arguments
 from dynprune.planning.calibrate import calibrate, start_from_weights
 from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
@@ -49,8 +49,10 @@ def apply_recipe(
 
     Raises:
         NoMatchError: where a target matches nothing, or no group at all can be gated.
+        UsageError: neurons were removed from the model for good before.
     """
     model = loaded.module
+    refuse_removed(records_of(model))
     removed: list[Rewrite] = []
     put_back: Callable[[], None] | None = None
     if recipe.apply.drop_dead:

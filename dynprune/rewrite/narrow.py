@@ -25,6 +25,7 @@ __all__ = [
     "drop_neurons",
     "fixed_groups",
     "keeping",
+    "length",
     "narrow_again",
     "narrow_layers",
     "refuse_removed",
@@ -143,7 +144,7 @@ def narrow_layers(model: nn.Module, cuts: Sequence[Cut]) -> Callable[[], None]:
         module = model.get_submodule(cut.module)
         if cut.side not in get_args(Side) or not can_narrow_layer(module, cut.side):
             raise ValueError(f"{cut.module} has no {cut.side} channels to take out")
-        size = _length(module, cut)
+        size = length(module, cut)
         if not cut.kept or not 0 <= min(cut.kept) <= max(cut.kept) < size:
             raise ValueError(f"{cut.module} has {size} {cut.side} channels, not those to be kept")
     restore = keeping(model.get_submodule(cut.module) for cut in cuts)
@@ -205,18 +206,17 @@ def fixed_groups(records: Iterable[Rewrite]) -> list[Mapping[str, Any]]:
 
 
 def refuse_removed(records: Iterable[Rewrite]) -> None:
-    """Refuse the way back to a dense model where neurons were removed for good.
+    """Refuse the way back to a dense model where groups were fixed.
 
     Raises:
         UsageError: they were.
     """
-    made = [record for record in records if record.name in PERMANENT and record.reason is None]
-    if not made:
+    count = len(fixed_groups(records))
+    if not count:
         return
-    count = sum(len(record.details.get("groups", ("",))) for record in made)
     raise UsageError(
         f"neurons of {count} groups were removed from this model for good, so it does not hold its "
-        "dense form: load the dense model that it was made from."
+        "dense form; load the dense model that it was made from"
     )
 
 
@@ -243,7 +243,7 @@ def _cuts_of_dead(model: nn.Module, details: Mapping[str, Any]) -> list[Cut]:
         module = model.get_submodule(name)
         if side not in get_args(Side) or not can_narrow_layer(module, side):
             raise ValueError(f"{name} has no {side} channels to take out")
-        size = _length(module, Cut(name, side, ()))
+        size = length(module, Cut(name, side, ()))
         kept = tuple(position for position in range(size) if position not in dead)
         cuts.append(Cut(name, side, kept))
     return cuts
@@ -273,14 +273,15 @@ def _axis(module: nn.Module, cut: Cut) -> int:
     return int((cut.side == "in") != cut.transposed)
 
 
-def _length(module: nn.Module, cut: Cut) -> int:
+def length(module: nn.Module, cut: Cut) -> int:
+    """Return how many channels an axis of a layer has; ``cut.kept`` does not matter."""
     if isinstance(module, _BatchNorm):
         return module.num_features
     return module.get_parameter("weight").shape[_axis(module, cut)]
 
 
 def _narrow_layer(module: nn.Module, cut: Cut) -> None:
-    size = _length(module, cut)
+    size = length(module, cut)
     index = torch.tensor(cut.kept)
     if isinstance(module, _BatchNorm):
         names: tuple[str, ...] = ("num_features",)
