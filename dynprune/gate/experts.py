@@ -4,7 +4,7 @@ Every input instance computes one of them. Weights of an expert are contiguous a
 that nothing is gathered neuron by neuron and shapes never depend on the input.
 """
 
-from dataclasses import dataclass
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ __all__ = ["ExpertDepthwiseConv", "ExpertLinear", "ExpertRouter", "Routing", "gr
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-@dataclass
-class Routing:
+class Routing(threading.local):
     """Which expert each instance of the running call got; one group's layers share it.
+
+    Every thread has its own, so that calls of two threads never meet.
 
     Attributes:
         expert: (B,) int64; None before the producer has run.
@@ -41,9 +42,9 @@ class Routing:
             raise GateError("An expert layer ran before the layer that routes. Call the model.")
         return self.expert
 
-    def __getstate__(self) -> dict[str, None]:
-        """Return nothing of the last call, whose tensors may not be copied."""
-        return {"expert": None}
+    def __reduce__(self) -> tuple[type["Routing"], tuple[()]]:
+        """Return a copy nothing of the last call, whose tensors may not be copied."""
+        return Routing, ()
 
 
 class ExpertRouter(nn.Module):

@@ -1,5 +1,8 @@
 """Experts compute, for every instance, what a model fixed to its expert's neurons computes."""
 
+import copy
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,3 +149,20 @@ def test_a_causal_model_has_no_experts_since_their_router_would_see_the_future()
     model, _, plans = planned("gpt2")
     reasons = {why_not_experts(model, plan) for plan in plans if plan.group.kind == "ffn"}
     assert reasons == {"its router would see tokens of the future"}
+
+
+def test_threads_and_copies_do_not_see_what_was_routed_elsewhere():
+    model, example, plans = planned("vit")
+    put_experts(model, plans, random_experts(model, plans))
+    run(model, example)
+    layer = next(m for m in model.modules() if isinstance(m, ExpertLinear))
+    routing = layer._routing[0]
+    assert routing.chosen.shape == (example.batch,)
+    twin = copy.deepcopy(model)
+    assert next(m for m in twin.modules() if isinstance(m, ExpertLinear))._routing[0].expert is None
+    assert error(run(twin, example), run(model, example)) == 0.0
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(routing.expert))
+    thread.start()
+    thread.join()
+    assert seen == [None]
