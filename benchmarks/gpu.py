@@ -12,6 +12,7 @@ their worth, and results are written as they come, so that a run that is cut off
 # ruff: noqa: E402 - the package is registered before its rooms are imported
 import argparse
 import copy
+import gc
 import json
 import os
 import re
@@ -603,6 +604,7 @@ def run(rows: Sequence[Row], machine: Machine, arguments: argparse.Namespace) ->
             for form, fault in results[-1].faults.items():
                 print(f"  {row} {form}: {fault}", flush=True)
             if machine.device == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
             if arguments.autotune and row in TUNED:
                 for form in ("dense", "fixed"):
