@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from dynprune.data import (
     SegmentationData,
@@ -55,6 +55,7 @@ def apply_recipe(
     refuse_removed(records_of(model))
     removed: list[Rewrite] = []
     put_back: Callable[[], None] | None = None
+    weights: list[tuple[nn.Parameter, Tensor]] = []
     if recipe.apply.drop_dead:
         calibration = list(calibration or ())
         found = find_groups(model, loaded.example).groups
@@ -83,6 +84,8 @@ def apply_recipe(
             count = calibrate(model, calibration)
             logger.info("Calibrated the gates on %d inputs.", count)
             if recipe.apply.calibration.refit:
+                if recipe.apply.gate.choose == "fixed":  # whose proof may still fail
+                    weights = [(p, p.detach().clone()) for p in model.parameters()]
                 count = refit_consumers(model, calibration)
                 logger.info("Refitted %d layers that read gated neurons.", count)
         elif recipe.apply.gate.start == "informed":
@@ -95,6 +98,8 @@ def apply_recipe(
     except BaseException:
         if is_gated(model):
             remove(model)
+        for parameter, value in weights:
+            parameter.data.copy_(value)
         undo(model)
         if put_back is not None:
             put_back()
