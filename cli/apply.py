@@ -27,7 +27,15 @@ from .options import (
     Weights,
     parse_size,
 )
-from .subject import choose_device, find_recipe, load_subject, prepare, require_recipe
+from .subject import (
+    check_data,
+    choose_device,
+    find_recipe,
+    load_subject,
+    picture_rules,
+    prepare,
+    require_recipe,
+)
 from .terminal import Terminal
 
 if TYPE_CHECKING:
@@ -91,7 +99,8 @@ def run(
     place = choose_device(device)
     from dynprune.data import open_dataset
 
-    pictures = None if data is None else open_dataset(data, split)
+    if data is not None:
+        check_data(data, split)
     loaded = load_subject(model, followed, weights=weights, size=size, device=place)
     from dynprune import pipeline
     from dynprune.gate import attached, gates, is_gated
@@ -107,9 +116,12 @@ def run(
             f"{summary(found)}; would write {target}",
         )
         return
-    calls = None
-    if pictures is not None:
-        calls = pipeline.calibration_calls(pictures, followed, device=place)
+    calls = read = None
+    if data is not None:
+        rules = picture_rules(loaded, followed, terminal)
+        read = {"preprocessing": rules.to_json()}
+        pictures = open_dataset(data, split, values=rules.values)
+        calls = pipeline.calibration_calls(pictures, followed, rules.preprocessing, device=place)
     gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
     save(gated, target, overwrite=overwrite)
     if not is_gated(gated):
@@ -127,7 +139,8 @@ def run(
             "recipe": followed.name,
             "modes": dict(modes),
             "keep_ratio": mean_kept,
-            "calibrated": pictures is not None,
+            "calibrated": data is not None,
+            **(read or {}),
         },
         f"{target}: {sum(modes.values())} groups ({counts}), {mean_kept:.0%} of neurons kept",
     )
@@ -138,7 +151,7 @@ def fixed_result(
 ) -> tuple[dict[str, object], str]:
     """Say how many groups were fixed, and how narrow they are now."""
     from dynprune.models import provenance_of
-    from dynprune.rewrite.narrow import fixed_groups
+    from dynprune.rewrite.cuts import fixed_groups
 
     groups = fixed_groups(provenance_of(model).rewrites)
     kept = sum(len(group["kept"]) / group["neurons"] for group in groups) / len(groups)

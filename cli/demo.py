@@ -19,7 +19,7 @@ from .terminal import Terminal, table
 if TYPE_CHECKING:
     from torch import nn
 
-    from dynprune.data import SegmentationData
+    from dynprune.data import Preprocessing, SegmentationData
 
 DEMO_FILES = ("data", "teacher", "student", "pictures", "results.json", ".lock")
 _SHOWN = 4  # scenes in the picture that compares teacher and student
@@ -68,7 +68,7 @@ def _run(recipe: Recipe, target: Path, terminal: Terminal) -> dict[str, Any]:
     from dynprune.data import open_dataset
     from dynprune.measure.macs import macs_report
     from dynprune.models import load_model
-    from dynprune.pipeline.arguments import picture_arguments
+    from dynprune.pipeline.pictures import preprocessing_of
     from dynprune.tasks.evaluate import evaluate
 
     started = time.monotonic()
@@ -92,8 +92,8 @@ def _run(recipe: Recipe, target: Path, terminal: Terminal) -> dict[str, Any]:
     student = pipeline.apply_recipe(
         loaded, recipe, calibration=pipeline.calibration_calls(training, recipe)
     )
-    pictures = picture_arguments(recipe)
-    untrained = evaluate(student, validation, **pictures)
+    preprocessing = preprocessing_of(recipe)
+    untrained = evaluate(student, validation, preprocessing)
 
     terminal.note("4/5 distil: the student learns from the teacher")
     records = pipeline.distill(
@@ -112,7 +112,7 @@ def _run(recipe: Recipe, target: Path, terminal: Terminal) -> dict[str, Any]:
     macs = macs_report(
         student, loaded.example, list(pipeline.calibration_calls(validation, recipe))
     )
-    _compare(target / "pictures", teacher, student, validation, pictures)
+    _compare(target / "pictures", teacher, student, validation, preprocessing)
     return {
         "seconds": round(time.monotonic() - started, 1),
         "miou": {
@@ -129,7 +129,7 @@ def _compare(
     teacher: "nn.Module",
     student: "nn.Module",
     data: "SegmentationData",
-    pictures: dict[str, Any],
+    preprocessing: "Preprocessing",
 ) -> None:
     """Write picture, label, teacher and student side by side, a row a scene."""
     import torch
@@ -140,7 +140,7 @@ def _compare(
     rows = []
     for index in range(min(_SHOWN, len(data))):
         image, label = data.load(index)
-        seen = [predict(model, image, **pictures) for model in (teacher, student)]
+        seen = [predict(model, image, preprocessing) for model in (teacher, student)]
         views = [image, *(overlay(image, labels) for labels in (label, *seen))]
         rows.append(torch.cat(views, dim=2))
         for name, view in zip(("picture", "label", "teacher", "student"), views, strict=True):

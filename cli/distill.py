@@ -26,7 +26,16 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import choose_device, find_recipe, load_subject, prepare, require_recipe
+from .subject import (
+    check_data,
+    choose_device,
+    find_recipe,
+    load_subject,
+    picture_rules,
+    prepare,
+    require_recipe,
+    tell_classes,
+)
 from .terminal import Step, Terminal
 
 if TYPE_CHECKING:
@@ -79,8 +88,15 @@ def run(
     place = choose_device(device)
     from dynprune.data import open_dataset
 
-    training, validation = open_dataset(data, "train"), open_dataset(data, split)
+    for part in ("train", split):
+        check_data(data, part)
     loaded = load_subject(teacher, followed, device="cpu")
+    rules = picture_rules(loaded, followed, terminal)
+    training, validation = (
+        open_dataset(data, part, values=rules.values) for part in ("train", split)
+    )
+    if not training.numbered:
+        tell_classes(loaded, training.classes, terminal)
     from dynprune import pipeline
     from dynprune.gate import is_gated
 
@@ -95,10 +111,10 @@ def run(
             f"validate on {len(validation)}, and write {target}",
         )
         return
+    pipeline.settle_classes(loaded.module, followed, training, validation)
     dense = pipeline.make_teacher(loaded, followed.rewrite)
-    student = pipeline.apply_recipe(
-        loaded, followed, calibration=pipeline.calibration_calls(training, followed)
-    )
+    calls = pipeline.calibration_calls(training, followed, rules.preprocessing)
+    student = pipeline.apply_recipe(loaded, followed, calibration=calls)
     if first:
         _begin(target, followed, overwrite=overwrite, resume=resume)
     records = pipeline.distill(
@@ -115,7 +131,12 @@ def run(
     with terminal.progress("distill") as step:
         last = follow(records, step)
     if first:
-        result = {"output": str(target), "recipe": followed.name, **last}
+        result = {
+            "output": str(target),
+            "recipe": followed.name,
+            **last,
+            "preprocessing": rules.to_json(),
+        }
         scores = "  ".join(f"{name} {value:.4f}" for name, value in last["validation"].items())
         terminal.result(result, f"{target}: {last['steps']} steps  {scores}".rstrip())
 

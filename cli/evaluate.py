@@ -14,8 +14,18 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import find_recipe, load_subject, prepare
+from .subject import (
+    check_data,
+    choose_device,
+    find_recipe,
+    load_subject,
+    picture_rules,
+    prepare,
+    tell_classes,
+)
 from .terminal import Terminal, table
+
+_SHOWN = 5  # names of a note
 
 
 def run(
@@ -33,27 +43,34 @@ def run(
 ) -> None:
     """Score a model on a data set: mIoU, pixel accuracy, and every class.
 
-    Pictures go in at full size; logits are resized to the labels' size; one confusion matrix over
-    the whole set; label 255 counts for nothing.
+    Pictures go in as the recipe says, else as the model's own preprocessor_config.json says, else
+    at full size; logits are resized to the labels' size; one confusion matrix over the whole set;
+    label 255, and what data.ignore_index says, counts for nothing.
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     bounds = parse_bounds(fail_if)
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
     from dynprune.data import open_dataset
-    from dynprune.pipeline.arguments import picture_arguments
     from dynprune.tasks.evaluate import evaluate
 
-    from .subject import choose_device
-
     place = choose_device(device)
-    dataset = open_dataset(data, split)
+    check_data(data, split)
     loaded = load_subject(model, followed, device=place)
+    rules = picture_rules(loaded, followed, terminal)
+    dataset = open_dataset(data, split, values=rules.values)
+    if not dataset.numbered:
+        tell_classes(loaded, dataset.classes, terminal)
     with terminal.progress("evaluate") as step:
-        found = evaluate(
-            loaded.module, dataset, device=place, progress=step, **picture_arguments(followed)
+        found = evaluate(loaded.module, dataset, rules.preprocessing, device=place, progress=step)
+    if found.absent:
+        names = ", ".join(found.absent[:_SHOWN]) + (", ..." if len(found.absent) > _SHOWN else "")
+        terminal.note(
+            f"{len(found.absent)} of {len(found.per_class)} classes are the label of no pixel, so "
+            f"the mean leaves them out: {names}; {found.void:.1%} of the pixels count for nothing "
+            f"({rules.values.describe()})"
         )
-    record = found.to_json()
+    record = {**found.to_json(), "preprocessing": rules.to_json()}
     terminal.result(
         record,
         table(

@@ -15,6 +15,7 @@ MODEL_FILES = (
     "dynprune.json",
     "environment.json",
     "model.safetensors",
+    "preprocessor_config.json",
     "README.md",
     "recipe.yaml",
 )

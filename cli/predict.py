@@ -19,7 +19,7 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import choose_device, find_recipe, load_subject, prepare
+from .subject import choose_device, find_recipe, load_subject, picture_rules, prepare
 from .terminal import Terminal, table
 
 _SHOWN = 3
@@ -51,8 +51,9 @@ def run(
     prepare(threads, followed)
     place = choose_device(device)
     loaded = load_subject(model, followed, device=place)
-    from dynprune.pipeline.arguments import picture_arguments
     from dynprune.tasks.predict import predict_files
+
+    rules = picture_rules(loaded, followed, terminal)
 
     rows = []
     with _directory(target) as directory, terminal.progress("predict") as step:
@@ -60,9 +61,9 @@ def run(
             loaded.module,
             images,
             directory,
+            rules.preprocessing,
             opacity=opacity,
             device=place,
-            **picture_arguments(followed),
         ):
             shares = {_name(loaded.classes, index): share for index, share in made.shares.items()}
             rows.append((made, shares))
@@ -78,6 +79,7 @@ def run(
             }
             for made, shares in rows
         ],
+        "preprocessing": rules.to_json(),
     }
     shown = [(made.image, target / made.overlay.name, _largest(shares)) for made, shares in rows]
     terminal.result(record, table("picture", "overlay", "mostly", rows=shown))

@@ -27,10 +27,11 @@ from .options import (
     Weights,
     parse_size,
 )
-from .subject import choose_device, find_recipe, load_subject, prepare
+from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
+    from dynprune.data import Preprocessing, SegmentationData
     from dynprune.example import Example
     from dynprune.measure.counters import CounterRow
     from dynprune.measure.macs import LayerMacs, MacsReport
@@ -84,6 +85,8 @@ def flops(
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
     place = choose_device(device)
+    if data is not None:
+        check_data(data, split)
     loaded = load_subject(model, followed, weights=weights, size=size, batch=batch, device=place)
     from dynprune.gate import is_gated
     from dynprune.measure.macs import macs_report
@@ -95,9 +98,16 @@ def flops(
             terminal.note("the model is dense and no --recipe says how to gate it")
         else:
             apply_recipe(loaded, _counting(followed))
-    calls = _calls(data, split, images, loaded.example, place) if data is not None else ()
+    calls: Sequence[Example] = ()
+    rules = None
+    if data is not None:
+        from dynprune.data import open_dataset
+
+        rules = picture_rules(loaded, followed, terminal)
+        pictures = open_dataset(data, split, values=rules.values)
+        calls = _calls(pictures, rules.preprocessing, images, loaded.example, place)
     found = macs_report(loaded.module, loaded.example, calls)
-    record = found.to_json()
+    record = {**found.to_json(), **({} if rules is None else {"preprocessing": rules.to_json()})}
     layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
     views: list[Any] = [layers, "", _totals(found)]
     if counters:
@@ -117,23 +127,23 @@ def _counting(recipe: Recipe) -> Recipe:
 
 
 def _calls(
-    directory: str, split: str, count: int, example: "Example", device: str
+    data: "SegmentationData",
+    preprocessing: "Preprocessing",
+    count: int,
+    example: "Example",
+    device: str,
 ) -> "list[Example]":
     """Pictures of a data set, at the size of the example."""
     import torch
     from torch.nn.functional import interpolate
 
-    from dynprune.data import normalise, open_dataset
     from dynprune.example import Example
 
-    data = open_dataset(directory, split)
     batch, _, height, width = example.tensors[0].shape
     pictures = []
     for index in range(min(count, len(data))):
-        picture = data.load(index)[0][None].to(device)
-        pictures.append(
-            interpolate(normalise(picture), (height, width), mode="bilinear", antialias=True)
-        )
+        picture = preprocessing(data.picture(index), device)
+        pictures.append(interpolate(picture, (height, width), mode="bilinear", antialias=True))
     return [Example((torch.cat(list(part)),)) for part in _parts(pictures, batch)]
 
 

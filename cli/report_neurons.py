@@ -19,7 +19,7 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import choose_device, find_recipe, load_subject, prepare
+from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
@@ -57,16 +57,16 @@ def run(
     from dynprune.measure.calls import PictureCalls, spread
     from dynprune.measure.neurons import neuron_report
     from dynprune.measure.overlap import worlds_of
-    from dynprune.pipeline.arguments import picture_arguments
 
     place = choose_device(device)
-    shown = spread(open_dataset(data, split), images)
+    check_data(data, split)
     loaded = load_subject(model, followed, device=place)
-    pictures = picture_arguments(followed)
-    calls = PictureCalls(shown, device=place, mean=pictures["mean"], std=pictures["std"])
+    rules = picture_rules(loaded, followed, terminal)
+    shown = spread(open_dataset(data, split, values=rules.values), images)
+    calls = PictureCalls(shown, rules.preprocessing, device=place)
     with terminal.progress("neurons") as step:
         found = neuron_report(loaded.module, calls, worlds=worlds_of(shown.images), progress=step)
-    record = found.to_json()
+    record = {**found.to_json(), "preprocessing": rules.to_json()}
     views: list[Any] = [_groups(found)]
     if found.worlds:
         views += ["", _worlds(found)]

@@ -27,7 +27,15 @@ from .options import (
     Verbose,
 )
 from .report_latency import time_engines
-from .subject import choose_device, find_recipe, load_subject, prepare
+from .subject import (
+    check_data,
+    choose_device,
+    find_recipe,
+    load_subject,
+    picture_rules,
+    prepare,
+    tell_classes,
+)
 from .terminal import Step, Terminal
 
 _TIMES = ("dense_ms", "rewritten_ms", "pruned_ms", "speedup", "efficiency")
@@ -95,13 +103,16 @@ def run(
     prepare(threads, followed)
     from dynprune.data import open_dataset
     from dynprune.gate import is_gated
-    from dynprune.pipeline.arguments import picture_arguments
     from dynprune.report.findings import gather
     from dynprune.report.page import render, write_page
 
     place = choose_device(device)
-    dataset = open_dataset(data, split)
+    check_data(data, split)
     student = load_subject(model, followed, device=place)
+    rules = picture_rules(student, followed, terminal)
+    dataset = open_dataset(data, split, values=rules.values)
+    if not dataset.numbered:
+        tell_classes(student, dataset.classes, terminal)
     dense = None if teacher is None else load_subject(teacher, followed, device=place)
     if times is None and engines and is_gated(student.module):
         if place == "cpu":
@@ -117,14 +128,14 @@ def run(
             split=split,
             images=images,
             shown=shown,
-            pictures=picture_arguments(followed),
+            preprocessing=rules.preprocessing,
             device=place,
             latency=times,
             commands={"this page": shlex.join(["dynprune", *sys.argv[1:]])},
             progress=_timed_by_part(step),
         )
     write_page(target, render(found))
-    record = {"output": str(target), **found.to_json()}
+    record = {"output": str(target), **found.to_json(), "preprocessing": rules.to_json()}
     terminal.result(record, f"{target}: {target.stat().st_size / 1e6:.1f} MB, one page")
     check_bounds(bounds, record)
 

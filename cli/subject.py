@@ -1,6 +1,7 @@
 """What a command is about: the MODEL that the user named, its recipe, and where it runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,21 @@ from dynprune.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from dynprune.models import LoadedModel
+    from dynprune.pipeline.pictures import PictureRules
 
-__all__ = ["choose_device", "find_recipe", "is_recipe", "load_subject", "prepare", "require_recipe"]
+    from .terminal import Terminal
+
+__all__ = [
+    "check_data",
+    "choose_device",
+    "find_recipe",
+    "is_recipe",
+    "load_subject",
+    "picture_rules",
+    "prepare",
+    "require_recipe",
+    "tell_classes",
+]
 
 
 def find_recipe(
@@ -111,11 +125,65 @@ def load_subject(
     arguments["input_shape"] = tuple(shape) if all(shape) else None
     if seed is not None:
         arguments["seed"] = seed
-    return load_model(
+    loaded = load_model(
         name,
         weights="random" if weights == "random" else "pretrained",
         device=choose_device(device),
         **arguments,
+    )
+    if batch is not None and batch > 1 and loaded.example.batch != batch:
+        # Neither a recipe nor --input-size gave the shape: the model's own example did.
+        loaded = replace(loaded, example=loaded.example.batched(batch))
+    return loaded
+
+
+def check_data(directory: str, split: str) -> None:
+    """Refuse a data set that is not there, before a model is loaded for it.
+
+    Raises:
+        InputError: there is no such data set or split, or a picture has no label map.
+    """
+    from dynprune.data.layouts import find_layout
+
+    find_layout(Path(directory), split)
+
+
+def picture_rules(
+    loaded: "LoadedModel", recipe: Recipe | None, terminal: "Terminal"
+) -> "PictureRules":
+    """Settle how pictures and labels are read, and tell the user what decides it.
+
+    Raises:
+        InputError: the model's own preprocessing cannot be followed.
+    """
+    from dynprune.pipeline import pictures
+
+    rules = pictures.picture_rules(recipe, loaded)
+    for note in rules.notes:
+        terminal.note(note)
+    return rules
+
+
+def tell_classes(loaded: "LoadedModel", named: Sequence[str], terminal: "Terminal") -> None:
+    """Warn where a model and a data set name the same classes in another order, or other ones.
+
+    Args:
+        loaded: the model, whose configuration may name its classes.
+        named: classes of the data set, in index order.
+        terminal: takes the note.
+    """
+    own = loaded.classes
+    differ = [
+        index for index, pair in enumerate(zip(own, named, strict=False)) if len(set(pair)) > 1
+    ]
+    if len(own) != len(named) or not differ:
+        return
+    index = differ[0]
+    order = "the same classes in another order" if set(own) == set(named) else "other classes"
+    terminal.note(
+        f"the model's configuration names {order} than the data set ({len(differ)} of {len(own)} "
+        f"differ; class {index} is {own[index]} to the model and {named[index]} to the data); "
+        "labels are taken by their index"
     )
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
 
 from dynprune import pipeline
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.host.wrappers import unwrapped
 from dynprune.models import LoadedModel, ModelSource, classes_of, provenance_of, source_of
 from dynprune.models import storage as files
+from dynprune.models.processor import processor_beside
 from dynprune.recipe import Recipe, load_recipe
 
 __all__ = ["ExampleLike", "apply", "inspect", "load", "restore", "save"]
@@ -40,7 +41,7 @@ def inspect(
         >>> [(p.group.kind, p.group.neurons, p.mode) for p in inspect(mlp, torch.randn(2, 8)).plans]
         [('ffn', 32, 'compact')]
     """
-    return pipeline.inspect_model(_loaded(_eager(model), example), _recipe(recipe))
+    return pipeline.inspect_model(_loaded(unwrapped(model), example), _recipe(recipe))
 
 
 def apply(
@@ -54,32 +55,42 @@ def apply(
     """Gate a model: for every input it computes only the neurons that the input needs.
 
     Args:
-        model: any dense module.
+        model: any dense module; inside DataParallel, DistributedDataParallel or `torch.compile`
+            it is gated where it stands.
         example: one call of it, batch first.
         recipe: a name, a file or a `Recipe`.
         calibration: a few calls with real inputs, from which the gates start.
-        inplace: change ``model`` itself; a copy where false.
+        inplace: change ``model`` itself; a copy where false, without what wraps it.
 
     Returns:
         The gated model, in eval mode; it is called as before.
 
     Raises:
         NoMatchError: where a pattern matches nothing, or nothing can be gated.
+        UsageError: where its layers do not hold its weights: shards, adapters, offloaded ones.
     """
-    given, model = model, _eager(model)
+    given, model = model, unwrapped(model)
     chosen = _recipe(recipe)
     if chosen is None:
         raise UsageError("apply needs a recipe: a name such as 'segformer-b0', a file, or a Recipe")
     if not inplace:
-        given = model = copy.deepcopy(model)
+        given = model = _copied(model)
     calls = None if calibration is None else (_example(call) for call in calibration)
     pipeline.apply_recipe(_loaded(model, example), chosen, calibration=calls)
     return given
 
 
-def restore(model: nn.Module) -> nn.Module:
-    """Take gates and rewrites out again, in place: an untrained model gets its own bits back."""
-    pipeline.restore(_eager(model))
+def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
+    """Take gates and rewrites out again, in place: an untrained model gets its own bits back.
+
+    Args:
+        model: gated or rewritten; trained weights stay as they are.
+        keep_refitted: take refitted weights for dense ones where the model was loaded from files.
+
+    Raises:
+        UsageError: the dense weights are not in the files that the model was loaded from.
+    """
+    pipeline.restore(unwrapped(model), keep_refitted=keep_refitted)
     return model
 
 
@@ -88,8 +99,10 @@ def save(model: nn.Module, directory: str | Path, *, overwrite: bool = False) ->
 
     Raises:
         OutputError: where the directory cannot be written.
+        UsageError: where it is not known how to build the model again, or what wraps it holds
+            shards or adapters.
     """
-    model = _eager(model)
+    model = unwrapped(model)
     return files.save(model, directory, overwrite=overwrite, provenance=provenance_of(model))
 
 
@@ -106,9 +119,16 @@ def load(directory: str | Path, *, factory: Callable[[], nn.Module] | None = Non
     return files.load(directory, factory=factory)
 
 
-def _eager(model: nn.Module) -> nn.Module:
-    """Give the module that `torch.compile` wrapped; it is compiled anew when it has changed."""
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
+def _copied(model: nn.Module) -> nn.Module:
+    """Copy a model, unless a part of the copy would still run the model itself."""
+    copied = copy.deepcopy(model)
+    for (name, old), new in zip(model.named_modules(), copied.modules(), strict=True):
+        if "forward" in vars(old) and vars(new)["forward"] is vars(old)["forward"]:
+            raise UsageError(
+                f"{name or type(model).__name__} has a forward of its own on the instance, which a "
+                "copy would share with the model. Give inplace=True, or take it off first."
+            )
+    return copied
 
 
 def _example(example: ExampleLike) -> Example:
@@ -129,4 +149,11 @@ def _loaded(model: nn.Module, example: ExampleLike) -> LoadedModel:
     except UsageError:  # a module of the user's own: they bring its factory when they load it
         kind = type(model)
         source = ModelSource("factory", factory=f"{kind.__module__}:{kind.__qualname__}")
-    return LoadedModel(model, _example(example), source, classes_of(model), type(model).__name__)
+    return LoadedModel(
+        model,
+        _example(example),
+        source,
+        classes_of(model),
+        type(model).__name__,
+        processor_beside(model),
+    )

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynprune.data.layouts import VOID
 from dynprune.data.normalise import IMAGENET_MEAN
+from dynprune.data.values import VOID
 
 __all__ = ["augment", "distort", "resized_crop"]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from dynprune.data.layouts import VOID
 from dynprune.data.segmentation import SegmentationData
+from dynprune.data.values import VOID
 from dynprune.errors import InputError
 
 __all__ = ["class_shares", "inverse_root_weights"]

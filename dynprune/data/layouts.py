@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynprune.data.values import VOID
 from dynprune.errors import InputError
 
-__all__ = ["VOID", "Layout", "find_layout"]
-
-VOID = 255
-"""Label of pixels that count for nothing."""
+__all__ = ["Layout", "find_layout", "splits_of"]
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -40,12 +38,14 @@ class Layout:
         classes: names in index order; empty where the directory does not tell.
         indices: class index (or :data:`VOID`) for each of the 256 values that a label map can
             hold; ``None`` where the values are class indices already.
+        unpaired: label maps that no picture goes with.
     """
 
     name: str
     pairs: tuple[tuple[Path, Path], ...]
     classes: tuple[str, ...]
     indices: tuple[int, ...] | None
+    unpaired: tuple[Path, ...] = ()
 
 
 def find_layout(directory: Path, split: str) -> Layout:
@@ -65,6 +65,14 @@ def find_layout(directory: Path, split: str) -> Layout:
         raise
     except OSError as error:
         raise InputError(f"the data set at {directory} cannot be read: {error}") from error
+
+
+def splits_of(directory: Path) -> tuple[str, ...]:
+    """Name the splits of a folder data set, sorted; none where it has another layout."""
+    images = directory / "images"
+    if not images.is_dir():
+        return ()
+    return tuple(sorted(path.name for path in images.iterdir() if path.is_dir()))
 
 
 def _recognise(directory: Path, split: str) -> Layout:
@@ -94,7 +102,8 @@ def _folder(root: Path, split: str) -> Layout:
 
     images = _list_pictures(root / "images", split, root / "images" / split)
     pairs = _pair(images, label_of)
-    return Layout("folder", pairs, _read_names(root / "classes.txt"), None)
+    names = _read_names(root / "classes.txt")
+    return Layout("folder", pairs, names, None, _unpaired(annotations, pairs))
 
 
 def _ade20k(root: Path, split: str) -> Layout:
@@ -107,7 +116,8 @@ def _ade20k(root: Path, split: str) -> Layout:
     images = _list_pictures(root / "images", split, root / "images" / part)
     names = _read_ade20k_names(root / "objectInfo150.txt")
     shifted = (VOID, *range(255))
-    return Layout("ade20k", _pair(images, label_of), names, shifted)
+    pairs = _pair(images, label_of)
+    return Layout("ade20k", pairs, names, shifted, _unpaired(annotations, pairs))
 
 
 def _cityscapes(root: Path, split: str) -> Layout:
@@ -175,6 +185,11 @@ def _pair(
             f"the first that is missing: {missing[0]}"
         )
     return tuple(pairs)
+
+
+def _unpaired(annotations: Path, pairs: Iterable[tuple[Path, Path]]) -> tuple[Path, ...]:
+    """List the label maps of a directory that no picture goes with."""
+    return tuple(sorted(set(annotations.glob("*.png")) - {label for _, label in pairs}))
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

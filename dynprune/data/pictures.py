@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,14 @@ from torch import Tensor
 from dynprune.data.whole import missing_pixels
 from dynprune.errors import InputError, OutputError
 
-__all__ = ["MAX_PIXELS", "read_label", "read_picture", "write_label", "write_picture"]
+__all__ = [
+    "MAX_PIXELS",
+    "read_label",
+    "read_picture",
+    "read_upright",
+    "write_label",
+    "write_picture",
+]
 
 MAX_PIXELS = 64_000_000
 """Pixels of the largest picture that is decoded: a small file can claim to hold gigabytes."""
@@ -29,6 +37,9 @@ MAX_PIXELS = 64_000_000
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # no format that runs a program, as EPS does
 _LABEL_MODES = ("L", "P", "1")
+_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L")  # more than 8 bits a pixel
+_LARGEST_LABEL = 255
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 _Pixels = NDArray[np.uint8]
@@ -88,37 +99,82 @@ def read_picture(path: Path) -> Tensor:
         InputError: if the file is missing, is not a picture, is damaged, is larger than
             :data:`MAX_PIXELS`, or has more than 8 bits a channel.
     """
+    return read_upright(path)[0]
+
+
+def read_upright(path: Path) -> tuple[Tensor, int]:
+    """Read a photograph as :func:`read_picture` does, and tell how it had to be turned.
+
+    Returns:
+        uint8 tensor ``(3, H, W)``, and the EXIF orientation: 1 where the picture is stored
+        upright, 5 to 8 where turning it exchanges its height and width.
+
+    Raises:
+        InputError: as :func:`read_picture`.
+    """
+    orientation = 1
 
     def take(picture: Image.Image) -> _Pixels:
+        nonlocal orientation
         if picture.mode.startswith(("I", "F")):
             raise InputError(
                 f"{path} has more than 8 bits a channel (mode {picture.mode}); "
                 "convert it to 8-bit RGB"
             )
+        orientation = int(picture.getexif().get(_ORIENTATION, 1))
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
-    return _decode(path, take).permute(2, 0, 1).contiguous()
+    pixels = _decode(path, take).permute(2, 0, 1).contiguous()
+    return pixels, orientation if 1 < orientation <= 8 else 1
 
 
 def read_label(path: Path) -> Tensor:
-    """Read a label map: one class index a pixel.
+    """Read a label map as it is stored: one value a pixel, never turned.
+
+    A palette's colours play no part: the value is the index. Files of 16 bits a pixel are read
+    where every value fits in 8.
 
     Returns:
         uint8 tensor ``(H, W)``.
 
     Raises:
-        InputError: as :func:`read_picture`, and if the file holds colours instead of indices.
+        InputError: as :func:`read_picture`, and if the file holds colours instead of indices, or
+            values over 255.
     """
 
     def take(picture: Image.Image) -> _Pixels:
-        if picture.mode not in _LABEL_MODES:
+        if picture.mode not in (*_LABEL_MODES, *_WIDE_MODES):
             raise InputError(
                 f"{path} is no label map: its mode is {picture.mode}, and a label map holds one "
-                "8-bit class index a pixel (mode L or P)"
+                "8-bit class index a pixel (mode L or P); turn its colours into indices"
             )
-        return np.array(picture).astype(np.uint8)
+        values = np.array(picture)
+        if picture.mode in _WIDE_MODES:
+            _check_range(path, values)
+        elif picture.mode == "L" and picture.format == "PNG":
+            values = values // _spread_of(path)
+        return values.astype(np.uint8)
 
     return _decode(path, take)
+
+
+def _check_range(path: Path, values: NDArray[Any]) -> None:
+    """Refuse values that no byte holds."""
+    wrong = values[(values < 0) | (values > _LARGEST_LABEL)]
+    if wrong.size:
+        value = int(wrong.max())
+        raise InputError(
+            f"{path} holds the value {value} at {int((wrong == value).sum())} pixels (16 bits a "
+            f"pixel); labels lie between 0 and {_LARGEST_LABEL}, and {_LARGEST_LABEL} is void: "
+            "write the file anew with class indices"
+        )
+
+
+def _spread_of(path: Path) -> int:
+    """Tell by what Pillow multiplies the grey values of a PNG of 2 or 4 bits a pixel."""
+    with path.open("rb") as file:
+        depth = file.read(25)[-1]
+    return {2: 85, 4: 17}.get(depth, 1)
 
 
 def write_picture(path: Path, picture: Tensor) -> None:

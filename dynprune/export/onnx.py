@@ -1,9 +1,6 @@
 """ONNX files that choose neurons for every input inside, checked against PyTorch."""
 
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +18,7 @@ from dynprune.export.kept import kept_file
 from dynprune.export.passes.instances import over_instances
 from dynprune.export.program import Exportable, Target, exportable
 from dynprune.export.verify import Check, check_calls, largest_difference
+from dynprune.host.quiet import without_logs, without_warnings
 
 __all__ = ["Export", "OnnxPrecision", "export_onnx", "halved", "onnx_model", "onnx_runner"]
 
@@ -131,7 +129,8 @@ def onnx_model(
     traced = exportable(
         model, example, target=target, fixed_size=fixed_size, as_published=as_published
     )
-    with _quiet():
+    # What it warns of is nothing that its users could change.
+    with without_warnings(), without_logs("torch.onnx", least=logging.ERROR):
         program = torch.onnx.export(
             traced.program,
             dynamo=True,
@@ -209,17 +208,3 @@ def _halve(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _halve(attribute.g)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from warning about what its users cannot change."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -24,7 +24,8 @@ from dynprune.export.passes.planes import multiply_in_planes
 from dynprune.export.passes.products import multiply_in_batches
 from dynprune.export.passes.selections import simplify_selections
 from dynprune.gate import gates, set_execution
-from dynprune.host.modes import evaluating
+from dynprune.host.modes import at_inference, evaluating
+from dynprune.host.trial import trial
 from dynprune.rewrite.decoder.folded import pointwise_as
 from dynprune.tasks.logits import logits_of
 
@@ -136,7 +137,7 @@ def exportable(
 def compact(model: nn.Module) -> Iterator[None]:
     """Run every gate of the model compactly, in evaluation mode, for the block."""
     requested = {gate: gate.requested for gate in gates(model).values()}
-    with evaluating(model), torch.no_grad():
+    with trial(model), evaluating(model), torch.no_grad():
         set_execution(model, "compact")
         try:
             yield
@@ -217,7 +218,7 @@ def _small(model: nn.Module, call: Example) -> Example:
     if all(a.shape == b.shape for a, b in zip(small.tensors, call.tensors, strict=True)):
         return call
     try:
-        with evaluating(model), torch.no_grad():
+        with at_inference(model):
             small.run(model)
     except Exception as error:  # a model of fixed size, say
         logger.info("the model does not run on %s pixels: %s", _SIDES, error)

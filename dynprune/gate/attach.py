@@ -23,7 +23,8 @@ from dynprune.gate.verify import verify
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import NeuronGroup
 from dynprune.host.failures import reraise_ours
-from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.hooks import hooks_of_calls, why_irreplaceable
+from dynprune.host.modes import at_inference
 from dynprune.host.outputs import close
 
 __all__ = ["gate_model", "plan_groups"]
@@ -52,7 +53,7 @@ def plan_groups(
     """
     fallback = GateConfig()
     plans = []
-    with at_inference(model), keeping_buffers(model):
+    with at_inference(model) as kept:
         small = small_example(model, example)
         seen = probe(model, small, groups)
         cached = modules_with_caches(model, small)
@@ -69,6 +70,7 @@ def plan_groups(
         except Exception as error:  # of the host's own code, on layers that it does not know
             reraise_ours(error)
             logger.debug("Verification fails: %s", error, exc_info=True)
+            kept.put_back()
         return _verified(model, those_that_run(model, plans, small), small, seen)
 
 
@@ -82,13 +84,17 @@ def _verified(
         faults = padding_faults(model, example)
         verified = verify(model, plans, example, seen.calls)
     finally:
-        remove(model)
-    return [
-        plan.refused(faults[plan.group.name])
-        if plan.group.name in faults and plan.mode != "refused"
-        else plan
-        for plan in verified
-    ]
+        remove(model, untrained=True)
+    return [_worth_it(plan, faults.get(plan.group.name)) for plan in verified]
+
+
+def _worth_it(plan: GroupPlan, fault: str | None) -> GroupPlan:
+    """Refuse a verified plan for a fault of its padding, or since it would save nothing."""
+    if fault is not None and plan.mode != "refused":
+        return plan.refused(fault)
+    if plan.mode == "masked" and not plan.config.masked:
+        return plan.refused(plan.reason or "its layers cannot be narrowed")
+    return plan
 
 
 def gate_model(
@@ -124,7 +130,7 @@ def _first_plan(
 ) -> GroupPlan:
     group = plan.group
     if group.reason is not None:
-        return plan.refused(group.reason)
+        return plan.refused(_explained(model, group, group.reason))
     if group.name not in configs:
         return plan.refused(ignored)
     if group.causal and not allow_causal:
@@ -145,10 +151,24 @@ def _first_plan(
         try:
             if not channels.is_whole:
                 raise GateError(f"{channels.module} carries these neurons among others")
-            carry(model.get_submodule(channels.module), probe_gate)
+            carrier = model.get_submodule(channels.module)
+            if (fault := why_irreplaceable(carrier)) is not None:
+                raise GateError(f"{channels.module} {fault}")
+            carry(carrier, probe_gate)
         except GateError as error:
             return replace(plan, mode="scatter", reason=str(error).rstrip("."))
     return plan
+
+
+def _explained(model: nn.Module, group: NeuronGroup, reason: str) -> str:
+    """Return why a group cannot be gated in terms of what its user put on its layers, if so."""
+    for name in dict.fromkeys(group.modules):
+        module = model.get_submodule(name)
+        if (why := why_irreplaceable(module)) is not None:
+            return f"{name} {why}"
+        if (hooks := hooks_of_calls(module)) and name in reason:
+            return f"{reason}, with the hook {', '.join(hooks)} that is registered on it"
+    return reason
 
 
 def _fault(model: nn.Module, group: NeuronGroup) -> str | None:
@@ -161,16 +181,24 @@ def _fault(model: nn.Module, group: NeuronGroup) -> str | None:
         return f"{both[0]} both makes and reads these neurons"
     for channels in (*group.producers, *group.consumers):
         name = channels.module
+        module = model.get_submodule(name)
+        if (why := why_irreplaceable(module)) is not None:
+            return f"{name} {why}"
+        if not isinstance(getattr(module, "bias", None), nn.Parameter | None):
+            return f"{name} keeps its bias elsewhere than in a parameter"
         try:
-            module = model.get_submodule(name)
             plain = DynamicLinear.from_module(module)
-            maps = plain.weight.dim() - 2
-            shape = (2, plain.in_features, *[3] * maps) if maps else (2, 3, plain.in_features)
-            generator = torch.Generator().manual_seed(0)
-            x = torch.randn(shape, generator=generator).to(plain.weight)
-            if not close([module(x)], [plain(x)]):
-                return f"{name} computes something else than its weight and bias say"
+        except GateError as failure:
+            return f"{name} is no linear layer: {failure}".rstrip(".")
+        maps = plain.weight.dim() - 2
+        shape = (2, plain.in_features, *[3] * maps) if maps else (2, 3, plain.in_features)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(shape, generator=generator).to(plain.weight)
+        try:
+            found = module.forward(x)  # its hooks are not asked: they go with its place
         except Exception as failure:  # a foreign layer fails in its own words
             reraise_ours(failure)
             return f"{name} is no linear layer: {failure}".split("\n")[0].rstrip(".")
+        if not close([found], [plain(x)]):
+            return f"{name} computes something else than its weight and bias say"
     return None

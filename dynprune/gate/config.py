@@ -31,6 +31,8 @@ class GateConfig:
             that starts at the mean and is ``learned``. Needs a consumer, so not for ``qk``.
         order: ``dynamic`` by score; the controls are ``fixed`` (by prior alone), ``prefix`` (the
             first neurons) and ``random`` (one fixed random set).
+        masked: whether the group is gated even where its neurons can only be masked, which costs
+            the gate and saves nothing.
     """
 
     prune_ratio: float = 0.5
@@ -42,6 +44,7 @@ class GateConfig:
     pool: Pool = "mean"
     compensation: Compensation = "mean"
     order: Order = "dynamic"
+    masked: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""

@@ -15,9 +15,9 @@ from dynprune.gate.layout import weight_layout
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.gate.topr import top_r
 from dynprune.graph.neurons import Channels
-from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.modes import at_inference
 from dynprune.host.outputs import close, tensors_of
-from dynprune.rewrite.narrow import (
+from dynprune.rewrite.cuts import (
     FIX_NEURONS,
     Cut,
     Side,
@@ -26,6 +26,7 @@ from dynprune.rewrite.narrow import (
     keeping,
     narrow_layers,
 )
+from dynprune.rewrite.made import forget_undo
 from dynprune.rewrite.record import Rewrite
 
 __all__ = ["KeptNeurons", "fix_gates", "fix_groups", "kept_by", "only_fixable", "why_not_fixed"]
@@ -178,14 +179,14 @@ def fix_gates(model: nn.Module, example: Example) -> tuple[Rewrite, Callable[[],
     Raises:
         GateError: the narrow model computes something else; the model is then dense.
     """
-    plans, kept = gated(attached(model).plans), kept_by(model)
+    plans, kept, made = gated(attached(model).plans), kept_by(model), attached(model).made
     set_execution(model, "masked")
-    with at_inference(model), keeping_buffers(model):
+    with at_inference(model):
         expected = tensors_of(example.run(model))
     remove(model)
     record, put_back = fix_groups(model, plans, kept)
     try:
-        with at_inference(model), keeping_buffers(model):
+        with at_inference(model):
             found = tensors_of(example.run(model))
     except Exception as error:  # host code fails in its own words
         put_back()
@@ -197,6 +198,7 @@ def fix_gates(model: nn.Module, example: Example) -> tuple[Rewrite, Callable[[],
             "depends on a width that was taken. Use apply.gate.choose: neurons, or ignore groups "
             "by apply.ignore."
         )
+    forget_undo(model, made)  # dense weights that were refitted: there is no way back to them
     return record, put_back
 
 

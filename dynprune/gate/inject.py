@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from dynprune.errors import GateError, UsageError
@@ -17,8 +16,12 @@ from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import Channels
+from dynprune.host.chance import seeded
 from dynprune.host.fused_paths import ClosedPath, close_fused_paths, open_fused_paths
+from dynprune.host.hooks import hand_over
 from dynprune.host.replacing import replace_everywhere
+from dynprune.host.strides import laid_out, owns_its_memory
+from dynprune.rewrite.made import count_made
 
 __all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
 
@@ -33,13 +36,19 @@ class Attachment:
         plans: every group that was considered, with its mode.
         originals: the modules that were replaced, by name.
         scope: notes the calls of the model's modules.
+        replacements: what stands in their places.
+        strides: of parameters that were laid out anew, as they were.
         closed: torch's fused layers that would read past the gates.
+        made: changes that stood before the gates, see `count_made`.
     """
 
     plans: tuple[GroupPlan, ...]
     originals: dict[str, nn.Module] = field(default_factory=dict)
     scope: Scope = field(default_factory=Scope)
+    replacements: dict[str, nn.Module] = field(default_factory=dict)
+    strides: list[tuple[nn.Parameter, tuple[int, ...]]] = field(default_factory=list)
     closed: tuple[ClosedPath, ...] = ()
+    made: int = 0
 
 
 def is_gated(model: nn.Module) -> bool:
@@ -90,33 +99,52 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
     """
     if is_gated(model):
         raise UsageError("The model is gated already: call dynprune.restore first.")
-    record = Attachment(tuple(plans))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    record = Attachment(tuple(plans), made=count_made(model))
+    with seeded(seed):
         replacements = _build(model, gated(plans), record.scope)
     record.originals = {name: model.get_submodule(name) for name in replacements}
+    record.replacements = replacements
+    for name, new in replacements.items():
+        hand_over(record.originals[name], new)
+    setattr(model, ATTRIBUTE, record)
+    try:
+        _put_in(model, record)
+    except BaseException:
+        remove(model, untrained=True)
+        raise
+    return record
+
+
+def _put_in(model: nn.Module, record: Attachment) -> None:
+    """Put the new layers in their places, in place; `remove` takes back what was done of it."""
+    plans, replacements = record.plans, record.replacements
     replace_everywhere(model, {record.originals[name]: new for name, new in replacements.items()})
     uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for new in replacements.values():
         if not isinstance(new, DynamicLinear) or not new.reads or new.layout == "transposed":
             continue
-        if uses[id(new.weight)] == 1:  # a tied one stays as its other owners know it
+        if uses[id(new.weight)] == 1 and owns_its_memory(new.weight):
+            # a tied one stays as its other owners know it
+            record.strides.append((new.weight, new.weight.stride()))
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
     for path in _hosts(gated(plans)):
         record.scope.watch(model.get_submodule(path), path)
-    setattr(model, ATTRIBUTE, record)
     by_name = gates(model)
     for plan in gated(plans):
         gate = by_name[plan.group.name]
         gate.verified = plan.mode if plan.mode != "refused" else "masked"
     for heads in {plan.heads for plan in gated(plans) if plan.heads}:
         narrow(model, heads, [by_name[p.group.name] for p in gated(plans) if p.heads == heads])
-    return record
 
 
-def remove(model: nn.Module) -> nn.Module:
+def remove(model: nn.Module, *, untrained: bool = False) -> nn.Module:
     """Take every gated layer out again, in place; the weights are those it has now.
+
+    Args:
+        model: gated.
+        untrained: its weights were trained no step since the gates were put in, so that nothing
+            is to be settled, whatever state they are left in.
 
     Returns:
         The model, with the modules that it had before.
@@ -124,15 +152,20 @@ def remove(model: nn.Module) -> nn.Module:
     record = attached(model)
     for gate in gates(model).values():
         gate.narrow_heads(())
-    back = {model.get_submodule(name): old for name, old in record.originals.items()}
-    settle_means(model)
+    back = {record.replacements[name]: old for name, old in record.originals.items()}
+    if not untrained:
+        settle_means(model)
+    for parameter, stride in record.strides:
+        parameter.data = laid_out(parameter.detach(), stride)
     for new, old in back.items():
-        for parameter in new.parameters(recurse=False):
-            parameter.data = parameter.data.contiguous()
+        for name, parameter in new.named_parameters(recurse=False):
+            if name in old._parameters:  # it may have been loaded by assignment
+                old._parameters[name] = parameter
         bias = new._parameters.get("bias")
         if bias is not None and getattr(old, "bias", None) is None:
             old.register_parameter("bias", bias)
         old.train(new.training)
+        hand_over(new, old)
     replace_everywhere(model, back)
     open_fused_paths(record.closed)
     record.scope.close()

@@ -11,7 +11,6 @@ from dynprune.errors import GateError
 __all__ = ["WeightLayout", "lend_attributes", "weight_layout"]
 
 WeightLayout = Literal["linear", "transposed", "pointwise"]
-_PLAIN = (bool, int, float, str, type(None))
 _ROUNDING = 0.05  # of bfloat16; the other layout is as wrong as random numbers are
 
 
@@ -67,13 +66,12 @@ def _tried(module: nn.Module) -> WeightLayout:
 
 
 def lend_attributes(source: nn.Module, layer: nn.Module) -> None:
-    """Give ``layer`` the plain values that host code may read of ``source``, in place.
+    """Give ``layer`` the very values that host code may read of ``source``, in place.
 
-    Sizes, strides and the like: whatever is no tensor, no module and not the layer's own.
+    Sizes, strides, and what its user put on it: whatever is no module and not the layer's own.
     """
     values: dict[str, Any] = vars(source)
     for name, value in values.items():
         own = name.startswith("_") or name in vars(layer) or hasattr(type(layer), name)
-        parts = value if isinstance(value, tuple) else (value,)
-        if not own and all(isinstance(part, _PLAIN) for part in parts):
+        if not own and not isinstance(value, nn.Module | nn.Parameter):
             setattr(layer, name, value)

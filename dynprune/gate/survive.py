@@ -9,6 +9,7 @@ from dynprune.example import Example
 from dynprune.gate.inject import gates, inject, remove
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.host.failures import reraise_ours
+from dynprune.host.trial import trial
 
 __all__ = ["those_that_run"]
 
@@ -58,12 +59,13 @@ def _failure(model: nn.Module, plans: Sequence[GroupPlan], example: Example) -> 
         for gate in gates(model).values():
             gate.verified = "masked"
             gate.set_prune_ratio(0.0)
-        example.run(model)
+        with trial(model):
+            example.run(model)
     except Exception as error:  # the host's own code, in its own words
         reraise_ours(error)
         logger.debug("The model fails with gates in place: %s", error, exc_info=True)
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         return f"the model fails with a gated layer in its place: {line}"
     finally:
-        remove(model)
+        remove(model, untrained=True)
     return None

@@ -20,8 +20,10 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
 from dynprune.gate.selection import GateOutput
 from dynprune.host.arguments import copied, with_noise
+from dynprune.host.chance import seeded
 from dynprune.host.failures import first_line, reraise_ours
 from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
+from dynprune.host.trial import Snapshot
 
 __all__ = ["verify"]
 
@@ -147,6 +149,7 @@ class _Trial:
     ) -> None:
         self.model, self.module, self.plans = model, module, list(plans)
         self.call = (args, dict(kwargs))
+        self.own = Snapshot(module)
         self.tolerance = 0.0
         every = gates(model)
         scope = next(iter(every.values())).members.scope
@@ -362,12 +365,11 @@ class _Trial:
         try:
             args, kwargs = copied(self.call)
             with (
-                torch.random.fork_rng(devices=[]),  # chance falls alike in every run
+                seeded(0),  # chance falls alike in every run
                 forcing(self.outputs),
                 observing(note),
                 self.around.again(),
             ):
-                torch.manual_seed(0)
                 output = self.module.forward(*args, **kwargs)
         finally:
             for handle in handles:
@@ -375,6 +377,7 @@ class _Trial:
             for gate in self.gates.values():
                 gate.narrow_heads(())
                 gate.verified = "masked"
+            self.own.put_back()
         return [*tensors_of(output), *(made.get(reader) for reader in readers)]
 
     def _agrees(self, run: Callable[[], Results], reference: Results) -> bool:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from dynprune.example import Example
 from dynprune.graph.fallback import Recorded, record_one_run
+from dynprune.host.trial import Snapshot
 
 __all__ = ["record_branches"]
 
@@ -32,7 +33,7 @@ _QUESTIONS = {
 _INSIDE = (str(Path(torch.__file__).parent), __file__)
 
 
-def record_branches(model: nn.Module, call: Example) -> tuple[list[Recorded], bool]:
+def record_branches(model: nn.Module, call: Example, kept: Snapshot) -> tuple[list[Recorded], bool]:
     """Record what a model runs where its questions about values are answered otherwise.
 
     Every line of code that asks gets other answers than the example gives, one line a recording.
@@ -41,6 +42,7 @@ def record_branches(model: nn.Module, call: Example) -> tuple[list[Recorded], bo
     Args:
         model: in eval mode.
         call: that it understands.
+        kept: the state from which every run starts.
 
     Returns:
         The recordings, and whether they hold every line that asks.
@@ -48,6 +50,7 @@ def record_branches(model: nn.Module, call: Example) -> tuple[list[Recorded], bo
     asked = _Answers()
     with asked:
         call.run(model)
+    kept.put_back()
     turns = [(line, turn) for line in asked.kinds for turn in _turns(asked.kinds[line])]
     recordings = []
     for line, turn in islice(turns, MOST):
@@ -56,6 +59,7 @@ def record_branches(model: nn.Module, call: Example) -> tuple[list[Recorded], bo
                 recordings.append(record_one_run(model, call))
         except Exception as error:  # the model's own code, on values that it does not take
             logger.debug("The branch at %s:%d fails: %s", *line, error)
+        kept.put_back()
     return recordings, len(turns) <= MOST
 
 

@@ -52,7 +52,8 @@ def record_one_run(model: nn.Module, example: Example) -> Recorded:
         for place, tensor in zip(places, given, strict=True):
             filled[place] = tensor
         args, kwargs = pytree.tree_unflatten(filled, spec)
-        output = torch.func.functional_call(model, tensors, args, kwargs)
+        # A copy: what the model assigns to its buffers is written into the dict.
+        output = torch.func.functional_call(model, dict(tensors), args, kwargs)
         return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
     spans: list[tuple[str, int, int]] = []

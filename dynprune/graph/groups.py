@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dynprune.example import Example
-from dynprune.graph.causality import causal_modules
+from dynprune.graph.causality import Causality, find_causality
 from dynprune.graph.costs import cost_nodes
 from dynprune.graph.gather import gather
 from dynprune.graph.neurons import MacNode, NeuronGroup
 from dynprune.graph.rules import RULES
 from dynprune.graph.trace import Method, Trace, trace
 from dynprune.graph.walk import Walk
-from dynprune.host.modes import keeping_buffers
 
 __all__ = ["Grouping", "ancestor", "find_groups"]
 
@@ -60,14 +59,13 @@ def find_groups(model: nn.Module, example: Example) -> Grouping:
         UsageError: the model fails on the example.
     """
     start = time.perf_counter()
-    with keeping_buffers(model):
-        traced = trace(model, example)
-        ledger = Walk(traced, RULES).run()
-        found, owner = gather(ledger)
-        for branch in traced.branches:
-            found = list(_held_against(found, branch))
-        causal = causal_modules(model, example, found)
-    groups = tuple(replace(group, causal=group.producers[0].module in causal) for group in found)
+    traced = trace(model, example)
+    ledger = Walk(traced, RULES).run()
+    found, owner = gather(ledger)
+    for branch in traced.branches:
+        found = list(_held_against(found, branch))
+    causality = find_causality(model, example, found)
+    groups = tuple(_judged(group, causality) for group in found)
     return Grouping(
         groups,
         cost_nodes(ledger, owner, groups),
@@ -76,6 +74,13 @@ def find_groups(model: nn.Module, example: Example) -> Grouping:
         traced.notes,
         frozenset(layer.module for layer in ledger.layers.values() if layer.transposed),
     )
+
+
+def _judged(group: NeuronGroup, causality: Causality) -> NeuronGroup:
+    """Say of a group whether its gate would show earlier tokens later ones."""
+    maker = group.producers[0].module
+    reason = group.reason or causality.untried.get(maker)
+    return replace(group, causal=maker in causality.causal, reason=reason)
 
 
 def _held_against(groups: Iterable[NeuronGroup], branch: Trace) -> Iterator[NeuronGroup]:

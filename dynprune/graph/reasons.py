@@ -58,11 +58,13 @@ def is_shown(history: History) -> bool:
     """Whether a user would call it a group: made by linear layers, and read or met by others.
 
     Neurons that something else swallows are shown with the reason. A residual stream is not where
-    a norm or a wide convolution makes it hopeless anyway, nor is an output.
+    a norm or a wide convolution makes it hopeless anyway, nor where the model's own input enters it
+    and its output leaves it, nor is an output.
     """
     residual = history.summed or ADDED in history.reasons
     normalised = bool(_NORMALISED.intersection(history.reasons))
-    hopeless = normalised or not all(layer.is_linear for layer in history.made)
+    passing = {ADDED, RETURNED}.issubset(history.reasons)
+    hopeless = normalised or passing or not all(layer.is_linear for layer in history.made)
     if not any(layer.is_linear for layer in history.made) or (residual and hopeless):
         return False
     if history.read or history.scored or history.valued:

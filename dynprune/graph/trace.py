@@ -1,12 +1,10 @@
 """Trace one call of a model into a flat graph of ATen operations that know their module."""
 
-import io
 import logging
 import re
 import time
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
@@ -18,7 +16,9 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph.branches import record_branches
 from dynprune.graph.fallback import DECOMPOSED, Recorded, record_one_run
+from dynprune.host.arguments import copied
 from dynprune.host.modes import at_inference
+from dynprune.host.quiet import without_logs, without_stderr, without_warnings
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
 
@@ -88,8 +88,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
             "replaced; give the Python module that it was made from"
         )
     start = time.perf_counter()
-    with at_inference(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The tracer warns about its own internals.
+    with at_inference(model) as kept, without_warnings():  # the tracer warns of its own internals
         failure: Exception | None = None
         for call in _calls(example):
             try:
@@ -97,14 +96,17 @@ def trace(model: nn.Module, example: Example) -> Trace:
                     return _exported(model, call, example.batch, start)
             except Exception as error:
                 failure = failure or error
+            kept.put_back()
         logger.debug("export failed: %s", failure)
         note = f"torch.export failed ({_first_line(failure)}): traced from one run, so only the "
         for call in _calls(example):
             try:
                 recorded = record_one_run(model, call)
-                others, whole = record_branches(model, call)
+                kept.put_back()
+                others, whole = record_branches(model, call, kept)
             except Exception as error:
                 failure = error
+                kept.put_back()
                 continue
             branches = [_recorded(other, call, example.batch, start) for other in others]
             note += "branches that this example takes, and those beside them, are seen"
@@ -113,7 +115,8 @@ def trace(model: nn.Module, example: Example) -> Trace:
             return replace(traced, notes=(note,), branches=tuple(branches))
     message = (
         f"the model fails on the example, so it cannot be traced: {_first_line(failure)}. Give a "
-        "call that it takes; a model of a module:factory may carry one as its example_input_array"
+        "call that it takes: any model of a module:function, those of transformers too, is called "
+        "with its example_input_array (a tensor, a tuple or a dict) where that is set"
     )
     raise UsageError(message) from failure
 
@@ -131,18 +134,14 @@ def _recorded(recorded: Recorded, call: Example, batch: int, start: float) -> Tr
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch from showing graphs and advice for its exporter's users where it fails."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)
+    with without_logs("torch"), without_stderr():
+        yield
 
 
 def _calls(example: Example) -> list[Example]:
-    """The calls to try: at batch two, then as given."""
-    return [example.batched(INSTANCES)] + ([example] if example.batch != INSTANCES else [])
+    """The calls to try: at batch two, then as given. A cache in them is a copy, which may fill."""
+    calls = [example.batched(INSTANCES)] + ([example] if example.batch != INSTANCES else [])
+    return [Example(*copied((call.args, dict(call.kwargs)))) for call in calls]
 
 
 def _first_line(error: Exception | None) -> str:

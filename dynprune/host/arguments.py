@@ -20,9 +20,32 @@ def copied(call: Any) -> Any:
     def copy_one(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.clone()
-        return value if isinstance(value, nn.Module) or callable(value) else copy.deepcopy(value)
+        if isinstance(value, nn.Module) or callable(value):
+            return value
+        return copy.deepcopy(value, _detached(value))
 
     return pytree.tree_map(copy_one, call)
+
+
+def _detached(value: Any) -> dict[int, Any]:
+    """Return a memo for `copy.deepcopy` that holds copies of tensors that carry gradients."""
+    memo: dict[int, Any] = {}
+    waiting, seen = [value], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            if not item.is_leaf:
+                memo[id(item)] = item.detach().clone()
+        elif isinstance(item, list | tuple | set):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif hasattr(item, "__dict__"):
+            waiting.extend(vars(item).values())
+    return memo
 
 
 def with_noise(call: Any, seed: int = 2) -> Any:

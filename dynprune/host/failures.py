@@ -19,12 +19,19 @@ def reraise_ours(error: Exception) -> None:
         raise error
 
 
+_HANDING_ON = {"__torch_function__", "__torch_dispatch__"}
+"""Methods by which our modes hand a host's own calls on to torch."""
+
+
 def _is_ours(traceback: TracebackType | None) -> bool:
-    if traceback is None:
-        return False
-    while traceback.tb_next is not None:
+    last: TracebackType | None = None
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_name not in _HANDING_ON:
+            last = traceback
         traceback = traceback.tb_next
-    return _OURS in Path(traceback.tb_frame.f_code.co_filename).resolve().parents
+    if last is None:
+        return False
+    return _OURS in Path(last.tb_frame.f_code.co_filename).resolve().parents
 
 
 def first_line(error: Exception) -> str:

@@ -5,12 +5,14 @@ its children; `nn.TransformerEncoder` packs padded inputs for it. Both ask an at
 first, which is what is changed here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["ClosedPath", "close_fused_paths", "open_fused_paths"]
+__all__ = ["ClosedPath", "close_fused_paths", "open_fused_paths", "without_fused_paths"]
 
 ClosedPath = tuple[nn.Module, str, Any]
 """A fused module, the attribute that was changed, and the value that it had."""
@@ -47,3 +49,25 @@ def open_fused_paths(closed: Sequence[ClosedPath]) -> None:
     """Give every fused module its own value back, in place."""
     for module, attribute, value in closed:
         setattr(module, attribute, value)
+
+
+def without_fused_paths() -> AbstractContextManager[object]:
+    """Run attention and encoder layers by their parts, in this thread and for a block alone.
+
+    `torch.backends.mha.set_fastpath_enabled` switches every thread of the process. Both fused
+    paths also stand back where functions of torch are overridden, which is a thread's own matter.
+    """
+    return _Unchanged()
+
+
+class _Unchanged(TorchFunctionMode):
+    """Override every function of torch by itself."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return function(*args, **(kwargs or {}))

@@ -6,7 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["at_inference", "evaluating", "keeping_buffers"]
+from dynprune.host.fused_paths import without_fused_paths
+from dynprune.host.trial import Snapshot, trial
+
+__all__ = ["at_inference", "evaluating"]
 
 
 @contextmanager
@@ -27,33 +30,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def at_inference(model: nn.Module) -> Iterator[None]:
-    """Run the body in eval mode, without gradients and without torch's fused fast paths."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with evaluating(model):
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            with torch.no_grad():
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
+def at_inference(model: nn.Module) -> Iterator[Snapshot]:
+    """Run the body on trial: in eval mode, without gradients and without torch's fused fast paths.
 
+    What the model's own code changes of itself and of chance is put back at the end.
 
-@contextmanager
-def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Give every buffer the value back, in place, that it had before: models may count calls."""
-    before = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, value in before:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
-                if name in module._buffers:
-                    module._buffers[name] = buffer
+    Yields:
+        The state at the start, in eval mode: `Snapshot.put_back` before another run lets that one
+        start from it too.
+    """
+    with trial(model), evaluating(model), without_fused_paths(), torch.no_grad():
+        yield Snapshot(model)

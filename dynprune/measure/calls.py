@@ -3,31 +3,30 @@
 from collections.abc import Sequence
 from typing import overload
 
-from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, SegmentationData, normalise
+from dynprune.data import Preprocessing, SegmentationData
 from dynprune.example import Example
 
 __all__ = ["PictureCalls", "spread"]
 
 
 class PictureCalls(Sequence[Example]):
-    """One call a picture, at full size; nothing is kept, so that a data set of any size fits.
+    """One call a picture; nothing is kept, so that a data set of any size fits.
 
     Args:
         data: the pictures.
+        preprocessing: how they go in.
         device: where the model is.
-        mean: of the model's input, see :func:`~dynprune.data.normalise`.
-        std: likewise.
     """
 
     def __init__(
         self,
         data: SegmentationData,
+        preprocessing: Preprocessing | None = None,
         *,
         device: str = "cpu",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        self.data, self.device, self.mean, self.std = data, device, mean, std
+        self.data, self.device = data, device
+        self.preprocessing = preprocessing or Preprocessing()
 
     def __len__(self) -> int:
         return len(self.data)
@@ -44,7 +43,7 @@ class PictureCalls(Sequence[Example]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         image, _ = self.data.load(index % len(self))
-        return Example((normalise(image[None].to(self.device), self.mean, self.std),))
+        return Example((self.preprocessing(image, self.device),))
 
 
 def spread(data: SegmentationData, count: int | None) -> SegmentationData:

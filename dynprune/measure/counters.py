@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.host.quiet import without_logs
 from dynprune.measure.executed import count_executed
 
 __all__ = ["CounterRow", "compare_counters", "flop_counter_macs", "fvcore_macs"]
@@ -60,7 +60,8 @@ def fvcore_macs(model: nn.Module, example: Example) -> dict[str, int]:
         raise UsageError(
             f"fvcore counts calls with positional arguments alone, not {sorted(example.kwargs)}"
         )
-    with _quiet():
+    # Its tracer reports each operator that it has no formula for.
+    with without_logs("fvcore.nn.jit_analysis", least=logging.ERROR):
         analysis = FlopCountAnalysis(model, example.args)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.tracer_warnings("none")
@@ -107,15 +108,3 @@ def compare_counters(model: nn.Module, example: Example) -> list[CounterRow]:
             no_formula if attention and not sees_attention else "it agrees",
         ),
     ]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep fvcore's tracer from reporting each operator that it has no formula for."""
-    logger = logging.getLogger("fvcore.nn.jit_analysis")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dynprune.example import Example
+from dynprune.host.fused_paths import without_fused_paths
+from dynprune.host.trial import trial
 
 __all__ = ["ExecutedMacs", "count_executed", "executed"]
 
@@ -55,7 +57,8 @@ def count_executed(model: nn.Module, example: Example) -> ExecutedMacs:
     by_op: Counter[str] = Counter()
     with (
         torch.no_grad(),
-        _opened(),
+        trial(model),
+        without_fused_paths(),
         _current_module(model) as stack,
         _Count(stack, by_module, by_op),
     ):
@@ -107,17 +110,6 @@ def _current_module(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _opened() -> Iterator[None]:
-    """Run attention layers by their parts, not by one fused operator."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _product(left: int) -> Callable[[tuple[Any, ...], Any], int]:

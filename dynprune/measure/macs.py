@@ -16,7 +16,8 @@ from dynprune.host.modes import evaluating
 from dynprune.measure.executed import count_executed, executed
 from dynprune.models import is_fixed, provenance_of, records_of, set_provenance
 from dynprune.rewrite import FoldedDecoder, undo
-from dynprune.rewrite.narrow import PERMANENT
+from dynprune.rewrite.cuts import FIX_NEURONS
+from dynprune.rewrite.narrow import DROP_NEURONS
 from dynprune.rewrite.widen import widen
 
 __all__ = [
@@ -181,7 +182,9 @@ def without_gates(model: nn.Module) -> nn.Module:
     if is_fixed(bare):
         known = provenance_of(bare)
         widen(bare, known.rewrites)
-        left = tuple(record for record in known.rewrites if record.name not in PERMANENT)
+        left = tuple(
+            record for record in known.rewrites if record.name not in (DROP_NEURONS, FIX_NEURONS)
+        )
         set_provenance(bare, replace(known, rewrites=left))
     return remove(bare) if is_gated(bare) else bare
 

@@ -18,6 +18,7 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.predictor import pool_tokens
 from dynprune.host.modes import at_inference
+from dynprune.host.trial import Snapshot
 
 __all__ = ["NeuronMoments", "dense_function", "measure", "ports_of", "weight_norm"]
 
@@ -77,12 +78,18 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
             pool = gates(model)[name].config.pool
             tallies[name].summaries.append(pool_tokens(seen.tokens, pool, seen.real))
 
-    with at_inference(model), dense_function(model), observing(summarise), ExitStack() as stack:
+    with (
+        at_inference(model),
+        dense_function(model),
+        observing(summarise),
+        ExitStack() as stack,
+    ):
         for name, gate in gates(model).items():
             stack.enter_context(_watch(model, gate, tallies[name]))
-        count = 0
+        count, own = 0, Snapshot(model)
         for call in calls:
             call.run(model)
+            own.put_back()
             count += 1
     if not count:
         raise UsageError("Calibration needs at least one input, got none.")

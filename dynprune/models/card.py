@@ -15,7 +15,7 @@ from dynprune.errors import RecipeError
 from dynprune.gate import GroupPlan, gates
 from dynprune.models.provenance import Provenance
 from dynprune.recipe.source import dump_yaml, parse_yaml
-from dynprune.rewrite.narrow import fixed_groups
+from dynprune.rewrite.cuts import fixed_groups
 
 __all__ = ["model_card"]
 

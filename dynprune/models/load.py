@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from dynprune.errors import InputError, UsageError
-from dynprune.models.inputs import example_of
+from dynprune.models.inputs import carried_example, example_of
 from dynprune.models.manifest import MANIFEST
 from dynprune.models.pretrained import load_pretrained, read_configuration
+from dynprune.models.processor import find_processor, processor_beside
 from dynprune.models.provenance import provenance_of
 from dynprune.models.source import (
     LoadedModel,
@@ -61,8 +62,8 @@ def load_model(
         UsageError: if the arguments cannot be meant together.
     """
     found = _find(name, weights, architecture, config, seed)
-    carried = getattr(found.module, "example_input_array", None) is not None
-    shape = input_shape or (None if carried else found.input_shape)
+    carried = carried_example(found.module)
+    shape = input_shape or (found.input_shape if carried is None else None)
     example = example_of(found.module, shape).to(device)
     return LoadedModel(
         module=found.module.to(device).eval(),
@@ -70,6 +71,7 @@ def load_model(
         source=found.source,
         classes=found.classes,
         name=name or architecture or type(found.module).__name__,
+        processor=found.processor,
     )
 
 
@@ -81,6 +83,7 @@ class _Found:
     source: ModelSource
     classes: tuple[str, ...]
     input_shape: tuple[int, ...] | None = None
+    processor: Mapping[str, Any] | None = None
 
 
 def _find(
@@ -97,6 +100,7 @@ def _find(
     matched = _FACTORY.fullmatch(name or "")
     if matched and not (directory and directory.exists()):
         return _follow_factory(matched["factory"], matched["directory"])
+    processor = None
     if weights == "random":
         source = _random_source(name, architecture, config)
         module = build(source, seed=seed)
@@ -106,7 +110,8 @@ def _find(
         _check_name(name)
         module = load_pretrained(name)
         source = source_of(module)
-    return _Found(module, source, classes_of(module))
+        processor = find_processor(name)
+    return _Found(module, source, classes_of(module), processor=processor)
 
 
 def _random_source(
@@ -141,13 +146,15 @@ def _load_written(directory: Path, factory: str | None) -> _Found:
     """Load a directory that dynprune wrote."""
     module = load(directory, factory=factory)
     known = provenance_of(module)
-    return _Found(module, known.source, known.classes, known.input_shape or None)
+    shape = known.input_shape or None
+    return _Found(module, known.source, known.classes, shape, known.processor)
 
 
 def _follow_factory(factory: str, directory: str | None) -> _Found:
     if directory is None:
         module = run_factory(factory)
-        return _Found(module, ModelSource("factory", factory=factory), classes_of(module))
+        source = ModelSource("factory", factory=factory)
+        return _Found(module, source, classes_of(module), processor=processor_beside(module))
     if not (Path(directory) / MANIFEST).is_file():
         raise InputError(f"{directory} was not written by dynprune: it holds no {MANIFEST}")
     return _load_written(Path(directory), factory)

@@ -20,6 +20,7 @@ from torch import nn
 
 from dynprune.errors import InputError
 from dynprune.files import written_directory
+from dynprune.host.quiet import without_logs
 from dynprune.models.declared import (
     Header,
     check_architecture,
@@ -31,6 +32,7 @@ from dynprune.models.declared import (
 __all__ = [
     "build_architecture",
     "configuration_of",
+    "hub_is_reachable",
     "load_pretrained",
     "read_configuration",
     "write_pretrained",
@@ -200,21 +202,32 @@ def _read(name: str, read: Callable[..., Any], part: str) -> Any:
             ) from error
 
 
-def _check_hub(name: str, error: Exception) -> None:
-    """Refuse at once where the hub's name does not resolve: its client would retry for long."""
+def hub_is_reachable() -> bool:
+    """Whether the hub may be asked and its name resolves: its client would retry for long."""
     from huggingface_hub import constants
 
-    host = urlsplit(constants.ENDPOINT).hostname
-    unreachable = constants.HF_HUB_OFFLINE
-    if not unreachable and not urllib.request.getproxies():
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if not urllib.request.getproxies():
         try:
-            socket.getaddrinfo(host, 443)
+            socket.getaddrinfo(_hub_host(), 443)
         except OSError:
-            unreachable = True
-    if unreachable:
+            return False
+    return True
+
+
+def _hub_host() -> str | None:
+    from huggingface_hub import constants
+
+    return urlsplit(constants.ENDPOINT).hostname
+
+
+def _check_hub(name: str, error: Exception) -> None:
+    """Refuse at once where the hub cannot be reached."""
+    if not hub_is_reachable():
         raise InputError(
             f"no model {name!r}: there is no such directory, it is not in the hub's local cache, "
-            f"and {host} cannot be reached; give a directory, or download the model first"
+            f"and {_hub_host()} cannot be reached; give a directory, or download the model first"
         ) from error
 
 
@@ -316,12 +329,11 @@ def _quiet() -> Iterator[None]:
     """Silence transformers' bars and tables: what matters of them is raised."""
     from transformers.utils import logging as hub_logging
 
-    verbosity, bars = hub_logging.get_verbosity(), hub_logging.is_progress_bar_enabled()
-    hub_logging.set_verbosity(logging.CRITICAL)
-    hub_logging.disable_progress_bar()
+    bars = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()  # transformers knows no other way than the process's own
     try:
-        yield
+        with without_logs("transformers"):
+            yield
     finally:
-        hub_logging.set_verbosity(verbosity)
         if bars:
             hub_logging.enable_progress_bar()

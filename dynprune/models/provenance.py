@@ -1,14 +1,28 @@
 """Where a model came from and what was done to it, kept on the model so that it can be saved."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
+from dynprune.models.processor import processor_beside
 from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
-from dynprune.rewrite.narrow import fixed_groups
+from dynprune.rewrite.cuts import fixed_groups
 
-__all__ = ["Provenance", "is_fixed", "provenance_of", "records_of", "set_provenance"]
+__all__ = [
+    "Provenance",
+    "is_fixed",
+    "provenance_of",
+    "records_of",
+    "set_provenance",
+    "without_place",
+]
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 ATTRIBUTE = "_dynprune_provenance"
 
@@ -24,6 +38,10 @@ class Provenance:
         classes: names of its classes; empty where it has none.
         rewrites: made and refused.
         recipe: the resolved recipe as YAML, or None.
+        processor: settings of the model's own image processor, or None.
+        refitted: layers whose weights were refitted in closed form.
+        steps: optimizer steps of its training, where it was loaded and they are known.
+        from_files: whether it was loaded from files that dynprune wrote.
     """
 
     source: ModelSource
@@ -32,6 +50,27 @@ class Provenance:
     classes: tuple[str, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
     recipe: str | None = None
+    processor: Mapping[str, Any] | None = None
+    refitted: int = 0
+    steps: int = 0
+    from_files: bool = False
+
+
+def without_place(name: str) -> str:
+    """Return what a user called a model without where it lay: no path goes into what is written.
+
+    A hub's ``owner/name`` stays, and of ``module:factory@DIRECTORY`` the directory's own name.
+
+    Example:
+        >>> without_place("/home/somebody/models/teacher")
+        'teacher'
+    """
+    factory, at, place = name.rpartition("@")
+    if at and ":" in factory:
+        return f"{factory}@{without_place(place)}"
+    if _HUB_NAME.fullmatch(name) and not Path(name).exists():
+        return name
+    return re.split(r"[\\/]", name.rstrip("\\/"))[-1] or name
 
 
 def set_provenance(model: nn.Module, provenance: Provenance) -> None:
@@ -48,7 +87,8 @@ def provenance_of(model: nn.Module) -> Provenance:
     known = vars(model).get(ATTRIBUTE)
     if isinstance(known, Provenance):
         return known
-    return Provenance(source_of(model), type(model).__name__, ())
+    source = source_of(model)
+    return Provenance(source, type(model).__name__, (), processor=processor_beside(model))
 
 
 def records_of(model: nn.Module) -> tuple[Rewrite, ...]:

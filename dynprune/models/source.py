@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from dynprune.errors import InputError, UsageError
 from dynprune.example import Example
+from dynprune.host.chance import seeded
+from dynprune.host.wrappers import unwrapped
 from dynprune.models.pretrained import (
     build_architecture,
     configuration_of,
@@ -74,6 +75,8 @@ class LoadedModel:
         source: where its architecture comes from.
         classes: names of its classes in index order; empty where it has none.
         name: what the user asked for.
+        processor: settings of its own image processor, as they lie beside its weights; None
+            where there are none.
     """
 
     module: nn.Module
@@ -81,6 +84,7 @@ class LoadedModel:
     source: ModelSource
     classes: tuple[str, ...]
     name: str
+    processor: Mapping[str, Any] | None = None
 
 
 def build(
@@ -105,8 +109,7 @@ def build(
     Raises:
         InputError: if the source cannot be built, or needs a factory and none was given.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if source.kind == "transformers":
             return build_architecture(source.architecture or "", source.config or {}, most=most)
         if factory is None:
@@ -116,7 +119,7 @@ def build(
             )
         if isinstance(factory, str):
             return run_factory(factory)
-        return factory().eval()
+        return unwrapped(factory()).eval()
 
 
 def source_of(model: nn.Module, factory: str | None = None) -> ModelSource:
@@ -171,7 +174,7 @@ def run_factory(factory: str) -> nn.Module:
             raise InputError(f"{factory} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}; it must return an nn.Module")
-    return model.eval()
+    return unwrapped(model).eval()
 
 
 @contextmanager

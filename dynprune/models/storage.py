@@ -2,8 +2,6 @@
 
 import json
 import platform
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -21,8 +19,9 @@ from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, fold_means, gates, inject, is_gated
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
-from dynprune.models.manifest import MANIFEST, SCHEMA, read_manifest
-from dynprune.models.provenance import Provenance, provenance_of, set_provenance
+from dynprune.models.manifest import MANIFEST, SCHEMA, is_as_written, read_manifest, sealed
+from dynprune.models.processor import PROCESSOR_FILE, read_processor_file
+from dynprune.models.provenance import Provenance, provenance_of, set_provenance, without_place
 from dynprune.models.source import ModelSource, build
 from dynprune.rewrite import Rewrite, reapply
 
@@ -87,23 +86,27 @@ def write_model(
     plans = attached(model).plans if is_gated(model) else ()
     manifest = {
         "schema": SCHEMA,
-        "name": provenance.name,
+        "name": without_place(provenance.name),
         "source": provenance.source.to_json(),
         "input": list(provenance.input_shape),
         "classes": list(provenance.classes),
         "rewrites": [record.to_json() for record in provenance.rewrites],
         "groups": [plan.to_json() for plan in plans],
         "prune_ratios": {name: gate.prune_ratio for name, gate in gates(model).items()},
+        "refitted": provenance.refitted,
+        "steps": steps or provenance.steps,
         **_types(model),
         "versions": _versions(),
     }
     save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
-    _write_json(directory / MANIFEST, manifest)
-    _write_json(directory / "environment.json", {**environment(), "command": _command()})
+    _write_json(directory / MANIFEST, sealed(manifest))
+    _write_json(directory / "environment.json", environment())
     if provenance.source.kind == "transformers":
         config = {"architectures": [provenance.source.architecture]}
         _write_json(directory / "config.json", {**(provenance.source.config or {}), **config})
+    if provenance.processor is not None:
+        _write_json(directory / PROCESSOR_FILE, provenance.processor)
     card = model_card(model, provenance, plans, scores=scores, steps=steps)
     (directory / CARD).write_text(card, encoding="utf-8")
     if provenance.recipe is not None:
@@ -146,16 +149,9 @@ def load(
         _give_types(model, str(manifest["dtype"]), manifest.get("dtypes", {}))
     except InputError as error:
         raise InputError(f"{directory / MANIFEST}: {error}") from error
-    except (
-        DynpruneError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:
+        if is_as_written(manifest) and not isinstance(error, DynpruneError):
+            raise  # nobody changed what we wrote, so this is a fault of ours
         raise InputError(
             f"{directory / MANIFEST} does not describe a model that can be built: "
             f"{type(error).__name__}: {first_line(error)}. Write it again with dynprune apply."
@@ -205,11 +201,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _command() -> str:
-    """Give the command line of this process, so that a result says how it was made."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
 def _versions() -> dict[str, str]:
     found = {}
     for package in ("dynprune", "torch", "transformers", "safetensors"):
@@ -229,6 +220,10 @@ def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance
         classes=tuple(str(name) for name in manifest["classes"]),
         rewrites=tuple(Rewrite.from_json(record) for record in manifest["rewrites"]),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
+        processor=read_processor_file(directory),
+        refitted=int(manifest.get("refitted", 0)),
+        steps=int(manifest.get("steps", 0)),
+        from_files=True,
     )
 
 

@@ -2,7 +2,7 @@
 
 from dynprune.pipeline.apply import apply_recipe, calibration_calls, restore
 from dynprune.pipeline.inspect import Inspection, inspect_model
-from dynprune.pipeline.train import distill, learn, make_teacher
+from dynprune.pipeline.train import distill, learn, make_teacher, settle_classes
 
 __all__ = [
     "Inspection",
@@ -13,4 +13,5 @@ __all__ = [
     "learn",
     "make_teacher",
     "restore",
+    "settle_classes",
 ]

@@ -1,31 +1,30 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
-from dynprune.data import (
-    SegmentationData,
-    normalise,
-)
-from dynprune.errors import NoMatchError
+from dynprune.data import Preprocessing, SegmentationData
+from dynprune.errors import NoMatchError, UsageError
 from dynprune.example import Example
-from dynprune.gate import GroupPlan, inject, is_gated, plan_groups, remove
+from dynprune.gate import GroupPlan, attached, inject, is_gated, plan_groups, remove
 from dynprune.gate.fixed import fix_gates, only_fixable
 from dynprune.graph import Grouping, find_groups
-from dynprune.host.modes import keeping_buffers
 from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
-from dynprune.pipeline.arguments import gate_configs, picture_arguments
+from dynprune.models.provenance import without_place
+from dynprune.pipeline.arguments import gate_configs
+from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.planning.calibrate import calibrate, start_from_weights
 from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
 from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensitivity
 from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
 from dynprune.recipe import Recipe, dump_recipe
-from dynprune.rewrite import Rewrite, rewrite, undo
-from dynprune.rewrite.narrow import refuse_removed
+from dynprune.rewrite import Rewrite, count_made, rewrite, undo
+from dynprune.rewrite.cuts import refuse_fixed
+from dynprune.rewrite.narrow import why_narrow
 
 __all__ = ["apply_recipe", "calibration_calls", "restore"]
 
@@ -52,22 +51,20 @@ def apply_recipe(
         UsageError: neurons were removed from the model for good before.
     """
     model = loaded.module
-    refuse_removed(records_of(model))
-    removed: list[Rewrite] = []
-    put_back: Callable[[], None] | None = None
-    weights: list[tuple[nn.Parameter, Tensor]] = []
-    if recipe.apply.drop_dead:
-        calibration = list(calibration or ())
-        found = find_groups(model, loaded.example).groups
-        removed, put_back = drop_dead(
-            model, loaded.example, found, calibration, align=recipe.apply.gate.align
-        )
-        logger.info("Removed %d neurons of type III.", sum(len(r.details["dead"]) for r in removed))
-    with keeping_buffers(model):
-        rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
+    refuse_fixed(records_of(model))
+    calibration = None if calibration is None else list(calibration)
+    refitted = 0
+    made = count_made(model)
     try:
+        removed: list[Rewrite] = []
+        if recipe.apply.drop_dead:
+            found = find_groups(model, loaded.example).groups
+            align = recipe.apply.gate.align
+            removed = drop_dead(model, loaded.example, found, calibration or (), align=align)
+            gone = sum(len(record.details["dead"]) for record in removed)
+            logger.info("Removed %d neurons of type III.", gone)
+        rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
         grouping = find_groups(model, loaded.example)
-        calibration = None if calibration is None else list(calibration)
         plans = _planned(model, loaded.example, recipe, grouping, calibration or ())
         if recipe.apply.gate.choose == "fixed":
             plans = only_fixable(model, plans)
@@ -84,10 +81,8 @@ def apply_recipe(
             count = calibrate(model, calibration)
             logger.info("Calibrated the gates on %d inputs.", count)
             if recipe.apply.calibration.refit:
-                if recipe.apply.gate.choose == "fixed":  # whose proof may still fail
-                    weights = [(p, p.detach().clone()) for p in model.parameters()]
-                count = refit_consumers(model, calibration)
-                logger.info("Refitted %d layers that read gated neurons.", count)
+                refitted = refit_consumers(model, calibration)
+                logger.info("Refitted %d layers that read gated neurons.", refitted)
         elif recipe.apply.gate.start == "informed":
             logger.warning(
                 "No data was given: neurons are ordered by their weights and skipped ones stand "
@@ -96,13 +91,7 @@ def apply_recipe(
         if recipe.apply.gate.choose == "fixed":
             rewrites.append(fix_gates(model, loaded.example)[0])
     except BaseException:
-        if is_gated(model):
-            remove(model)
-        for parameter, value in weights:
-            parameter.data.copy_(value)
-        undo(model)
-        if put_back is not None:
-            put_back()
+        _take_back(model, made, untrained=True)
         raise
     set_provenance(
         model,
@@ -112,10 +101,28 @@ def apply_recipe(
             input_shape=tuple(loaded.example.tensors[0].shape),
             classes=loaded.classes,
             rewrites=tuple(rewrites),
-            recipe=dump_recipe(recipe),
+            recipe=dump_recipe(_without_places(recipe)),
+            processor=loaded.processor,
+            refitted=refitted,
         ),
     )
     return model.eval()
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """Return the recipe as it may be written beside a model: no path of this machine is in it."""
+    if recipe.model is None or recipe.model.weights is None:
+        return recipe
+    weights = without_place(recipe.model.weights)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": weights})})
+
+
+def _take_back(model: nn.Module, made: int = 0, *, untrained: bool = False) -> None:
+    """Take gates and rewrites out of a model, the latest change first, in place."""
+    if is_gated(model):
+        undo(model, max(made, attached(model).made))  # what was refitted, while it is gated
+        remove(model, untrained=untrained)
+    undo(model, made)
 
 
 def _planned(
@@ -142,31 +149,57 @@ def _planned(
     return refuse_whole(plans) if saves_time else plans
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
     """Take gates and rewrites out of a model, in place: what is left is dense.
+
+    Args:
+        model: gated or rewritten.
+        keep_refitted: take the weights that `apply` refitted for the dense ones, where the model
+            was loaded from files, in which the dense ones are not.
 
     Returns:
         The model. Untrained, it is the one that was gated, bit for bit; trained, it is the dense
         model with the student's weights.
 
     Raises:
-        UsageError: neurons were removed for good; the model is untouched.
+        UsageError: groups were fixed, or the model was loaded from files, and its dense weights
+            are not in them; the model is untouched.
     """
     known = provenance_of(model)
-    refuse_removed(known.rewrites)
-    if is_gated(model):
-        remove(model)
-    undo(model)
-    set_provenance(model, replace(known, rewrites=(), recipe=None))
+    refuse_fixed(known.rewrites)
+    if known.from_files:
+        if (gone := why_narrow(known.rewrites)) is not None:
+            raise UsageError(
+                f"{gone} were removed for good before this model was written, so its files hold "
+                f"no dense weights. Load the dense model that it was made from ({known.name})."
+            )
+        if known.refitted and not known.steps and not keep_refitted:
+            raise UsageError(
+                f"{known.refitted} layers of this model were refitted before it was written, so "
+                "its files hold no dense weights. Load the dense model that it was made from "
+                f"({known.name}), or give keep_refitted=True to go on with the refitted weights."
+            )
+    _take_back(model)
+    set_provenance(model, replace(known, rewrites=(), recipe=None, refitted=0))
     return model
 
 
 def calibration_calls(
-    data: SegmentationData, recipe: Recipe, *, device: str = "cpu"
+    data: SegmentationData,
+    recipe: Recipe,
+    preprocessing: Preprocessing | None = None,
+    *,
+    device: str = "cpu",
 ) -> Iterator[Example]:
-    """Give the calls that calibration runs: pictures at full size, evenly over the data."""
+    """Yield the calls that calibration runs: pictures, evenly over the data.
+
+    Args:
+        data: the pictures.
+        recipe: tells how many.
+        preprocessing: how they go in; as the recipe says by default.
+        device: where the model is.
+    """
     count = min(recipe.apply.calibration.images, len(data))
-    pictures = picture_arguments(recipe)
+    preprocessing = preprocessing or preprocessing_of(recipe)
     for position in range(count):
-        image, _ = data.load(position * len(data) // count)
-        yield Example((normalise(image[None].to(device), pictures["mean"], pictures["std"]),))
+        yield Example((preprocessing(data.picture(position * len(data) // count), device),))

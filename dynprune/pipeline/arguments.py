@@ -8,12 +8,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dynprune.data import IMAGENET_MEAN, IMAGENET_STD
+from dynprune.data import VOID, Preprocessing
 from dynprune.distill import AdamW, Execution, LossTerm, Penalty, Reporting, StagePlan
 from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.errors import NoMatchError, RecipeError
 from dynprune.gate import GateConfig
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.recipe.pruning import Target
 from dynprune.recipe.schema import Data, Recipe
 from dynprune.recipe.training import FeatureLoss, LabelLoss, SoftLabelLoss
@@ -22,7 +23,6 @@ __all__ = [
     "batch_arguments",
     "gate_configs",
     "model_arguments",
-    "picture_arguments",
     "text_arguments",
     "training_arguments",
 ]
@@ -39,20 +39,20 @@ def model_arguments(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def picture_arguments(recipe: Recipe | None) -> dict[str, Any]:
-    """Give `dynprune.tasks.evaluate` the recipe's normalisation and window, or the usual."""
-    if recipe is None or recipe.data is None:
-        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "window": None}
-    return {"mean": recipe.data.mean, "std": recipe.data.std, "window": recipe.data.window}
+def batch_arguments(recipe: Recipe, preprocessing: Preprocessing | None = None) -> dict[str, Any]:
+    """Return the batches' size, order and augmentation for `dynprune.data.TrainingBatches`.
 
-
-def batch_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Give `dynprune.data.sampling.TrainingBatches` its batches' size, order and augmentation.
+    Args:
+        recipe: its ``data`` and ``runtime`` are read.
+        preprocessing: whose mean and standard deviation count; the recipe's by default.
 
     Raises:
-        RecipeError: the recipe has no ``data`` section.
+        RecipeError: the recipe has no ``data`` section, or no crop in it.
     """
     data = _data(recipe)
+    if data.crop is None:
+        raise RecipeError(f"recipe {recipe.name} has no data.crop, and training needs one")
+    preprocessing = preprocessing or preprocessing_of(recipe)
     return {
         "batch_size": recipe.runtime.batch_size,
         "seed": recipe.runtime.seed,
@@ -60,8 +60,8 @@ def batch_arguments(recipe: Recipe) -> dict[str, Any]:
         "scale": data.scale,
         "flip": data.flip,
         "photometric": data.photometric,
-        "mean": data.mean,
-        "std": data.std,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
     }
 
 
@@ -127,7 +127,7 @@ def training_arguments(recipe: Recipe, *, device: str | None = None) -> dict[str
             tensorboard=runtime.tensorboard,
             metric="cosine" if recipe.text else "miou",
         ),
-        "ignore_index": 255 if recipe.text else _data(recipe).ignore_index,
+        "ignore_index": VOID,  # whatever else counts for nothing is void once it is read
         "seed": runtime.seed,
     }
 
@@ -207,6 +207,7 @@ def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
         pool=gate.pool,
         compensation=gate.compensation,
         order=order,
+        masked=gate.masked,
     )
 
 

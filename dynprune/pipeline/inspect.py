@@ -1,6 +1,5 @@
 """What gating a model would do: its groups and how each would run; nothing is changed."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 from dynprune.gate import GateConfig, GroupPlan, attached, is_gated, plan_groups
 from dynprune.gate.probe import small_example
 from dynprune.graph import find_groups
-from dynprune.host.modes import at_inference, keeping_buffers
+from dynprune.host.modes import at_inference
 from dynprune.models import LoadedModel, records_of
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.recipe import Recipe
-from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, rewrite, undo
-from dynprune.rewrite.narrow import fixed_groups
+from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, count_made, rewrite, undo
+from dynprune.rewrite.cuts import fixed_groups
 
 __all__ = ["Inspection", "inspect_model"]
 
@@ -74,14 +73,12 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
     if is_gated(model):
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
     fixed = fixed_groups(records_of(model))
-    if fixed:  # whose layers no rewrite's way back fits
-        model = copy.deepcopy(model)
+    made = count_made(model)
     try:
         # Nothing is kept, so the proof may run on less.
-        with keeping_buffers(model):
-            with at_inference(model):
-                small = small_example(model, loaded.example)
-            records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
+        with at_inference(model):
+            small = small_example(model, loaded.example)
+        records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
         grouping = find_groups(model, loaded.example)
         if recipe is None:
             configs = {g.name: GateConfig() for g in grouping.groups}
@@ -89,7 +86,7 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
             configs = gate_configs(recipe, grouping.groups)
         plans = plan_groups(model, loaded.example, grouping.groups, configs)
     finally:
-        undo(model)
+        undo(model, made)
     notes = (*_notes_of_fixed(fixed), *_notes_of(records), *grouping.notes)
     return Inspection(loaded.name, tuple(plans), grouping.seconds, notes)
 

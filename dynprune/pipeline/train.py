@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
@@ -18,19 +19,19 @@ from dynprune.data import (
 from dynprune.distill import is_first_process
 from dynprune.distill.journal import Record, last_scores
 from dynprune.distill.trainer import train
-from dynprune.errors import DynpruneError, OutputError
+from dynprune.errors import DynpruneError, OutputError, RecipeError
 from dynprune.models import LoadedModel
 from dynprune.models.storage import write_model
 from dynprune.pipeline.arguments import (
     batch_arguments,
-    picture_arguments,
     training_arguments,
 )
+from dynprune.pipeline.pictures import preprocessing_of, processor_of
 from dynprune.recipe import Recipe
 from dynprune.rewrite import rewrite
-from dynprune.tasks.evaluate import evaluate
+from dynprune.tasks.evaluate import agree_on_classes, evaluate, output_classes
 
-__all__ = ["distill", "learn", "make_teacher"]
+__all__ = ["distill", "learn", "make_teacher", "settle_classes"]
 
 
 def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
@@ -38,6 +39,25 @@ def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
     teacher = copy.deepcopy(loaded.module)
     rewrite(teacher, loaded.example, rewrites)
     return teacher.eval().requires_grad_(False)
+
+
+def settle_classes(
+    model: nn.Module, recipe: Recipe, *parts: SegmentationData
+) -> tuple[SegmentationData, ...]:
+    """Return parts of a data set under the classes that a model tells apart.
+
+    Args:
+        model: from pictures to logits.
+        recipe: whose batches are run, to see how many classes there are.
+        parts: of the data set; the model sees a crop of the first.
+
+    Raises:
+        InputError: if the data set names other classes, or its label maps are masks of 0 and 255.
+    """
+    batches = TrainingBatches(parts[0], **batch_arguments(recipe))
+    crop = batches[0][0][:1].to(next(model.parameters()).device)
+    count = output_classes(model, crop)
+    return tuple(agree_on_classes(part, count) for part in parts)
 
 
 def learn(
@@ -68,19 +88,29 @@ def learn(
     Yields:
         The records of `dynprune.distill.train`.
     """
-    batches = TrainingBatches(training, **batch_arguments(recipe))
-    pictures = picture_arguments(recipe)
+    preprocessing = preprocessing_of(recipe, processor_of(student))
+    if validation is not None:
+        training, validation = settle_classes(student, recipe, training, validation)
+    batches = TrainingBatches(training, **batch_arguments(recipe, preprocessing))
 
     def validate(model: nn.Module) -> dict[str, float]:
         assert validation is not None
         where = next(model.parameters()).device
-        result = evaluate(model, validation, device=where, **pictures)
+        result = evaluate(model, validation, preprocessing, device=where)
         return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
 
     weights = None if recipe.data is None else recipe.data.class_weights
     if weights == "inverse-root":
         weights = tuple(inverse_root_weights(class_shares(training)))
+    if weights is not None and len(weights) != len(training.classes):
+        raise RecipeError(
+            f"data.class_weights holds {len(weights)} weights, but there are "
+            f"{len(training.classes)} classes ({training.classes[0]} to {training.classes[-1]})"
+        )
     described = {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
+    facts: dict[str, Any] = {"recipe": described, "data": training.fingerprint()}
+    if processor_of(student) is not None:
+        facts["pictures"] = preprocessing.to_json()
     yield from train(
         student,
         teacher,
@@ -90,7 +120,7 @@ def learn(
         resume=resume,
         only=only,
         class_weights=weights,
-        fingerprint={"recipe": described, "data": training.fingerprint()},
+        fingerprint=facts,
         **training_arguments(recipe, device=device),
     )
 

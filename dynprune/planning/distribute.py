@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -25,6 +24,7 @@ from dynprune.gate import (
 )
 from dynprune.graph.neurons import MacNode
 from dynprune.host.modes import at_inference
+from dynprune.host.trial import Snapshot
 from dynprune.measure.macs import analytic
 from dynprune.planning.calibrate import calibrate, start_from_weights
 
@@ -149,7 +149,7 @@ def distribute_by_sensitivity(
         calibrate(model, calls)
         effects = _effects(model, parts, calls[:SAMPLE])
     finally:
-        remove(model)
+        remove(model, untrained=True)
     options = [
         [Choice(kept, savings.of(part, kept), effect) for kept, effect in found]
         for part, found in zip(parts, effects, strict=True)
@@ -254,20 +254,22 @@ def _effects(
     """Give each part's sizes and the effect of each, all other parts whole."""
     by_name = gates(model)
     found = []
-    with at_inference(model), torch.no_grad():
+    with at_inference(model):
+
+        def outputs() -> list[list[Tensor]]:
+            return [_output(model, call, own) for call in calls]
+
         set_execution(model, "masked")
         set_prune_ratio(model, 0.0)
-        dense = [_tensors(call.run(model)) for call in calls]
+        own = Snapshot(model)
+        dense = outputs()
         for part in parts:
             here = [by_name[plan.group.name] for plan in part]
             places, values = [0.0], [0.0]
             for level in LEVELS:
                 _set(here, level)
                 if (place := 1.0 - here[0].keep_ratio) > places[-1]:
-                    errors = [
-                        _error(_tensors(call.run(model)), wanted)
-                        for call, wanted in zip(calls, dense, strict=True)
-                    ]
+                    errors = [_error(a, b) for a, b in zip(outputs(), dense, strict=True)]
                     places.append(place)
                     values.append(sum(errors) / len(errors))
             _set(here, 0.0)
@@ -276,6 +278,14 @@ def _effects(
                 [(k, float(np.interp(1.0 - k / width, places, values))) for k in _sizes(part[0])]
             )
     return found
+
+
+def _output(model: nn.Module, call: Example, own: Snapshot) -> list[Tensor]:
+    """Run one call from the model's own state."""
+    try:
+        return _tensors(call.run(model))
+    finally:
+        own.put_back()
 
 
 def _set(here: Sequence[NeuronGate], ratio: float) -> None:

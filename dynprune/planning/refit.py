@@ -18,7 +18,9 @@ from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.predictor import pool_tokens
 from dynprune.gate.topr import keep_mask, top_r
 from dynprune.host.modes import at_inference
+from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import dense_function
+from dynprune.rewrite.overwritten import overwriting
 
 __all__ = ["refit_consumers"]
 
@@ -77,15 +79,18 @@ def refit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float 
     sums = {layer: _empty(gate) for layer, gate in readers.items()}
     kept = {gate: gate.kept for gate in readers.values()}
     count = 0
-    with at_inference(model), torch.no_grad(), dense_function(model), ExitStack() as stack:
+    with at_inference(model), dense_function(model), ExitStack() as stack:
         for layer, gate in readers.items():
             stack.enter_context(_watch(layer, gate, kept[gate], sums[layer]))
+        own = Snapshot(model)
         for call in calls:
             call.run(model)
+            own.put_back()
             count += 1
     if not count:
         raise UsageError("Refitting needs at least one input, got none.")
-    with torch.no_grad():
+    weights = [p for layer in readers for p in (layer.weight, layer.bias) if p is not None]
+    with torch.no_grad(), overwriting(model, weights):
         for layer in readers:
             _solve(layer, sums[layer], ridge)
     return len(readers)

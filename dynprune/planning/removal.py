@@ -1,7 +1,7 @@
 """Find the neurons that never matter, type III, and take them out before anything is gated."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ def drop_dead(
     calls: Sequence[Example],
     *,
     align: int = 8,
-) -> tuple[list[Rewrite], Callable[[], None]]:
+) -> list[Rewrite]:
     """Take the neurons of type III out of every hidden layer, in place.
 
     Their mean goes into the bias of what read them. As many go as leave a multiple of ``align``,
@@ -43,7 +43,7 @@ def drop_dead(
         align: neurons go in multiples of this.
 
     Returns:
-        A record for every layer narrowed, and a function that puts all of them back.
+        A record for every layer narrowed; `undo` puts all of them back.
 
     Raises:
         UsageError: without inputs there is no telling.
@@ -65,21 +65,14 @@ def drop_dead(
                 mean,
             )
     finally:
-        remove(model)
-    records, undo = [], []
+        remove(model, untrained=True)
+    records = []
     for name, (energy, mean) in found.items():
         shares = torch.tensor([PERCENTILES[0] / 100, 0.5, PERCENTILES[1] / 100])
         low, median, high = energy.quantile(shares.to(energy), dim=0)
         dead = (neuron_types(median, high - low) == DEAD).nonzero().flatten()
         least = dead[median[dead].argsort()][: len(dead) // align * align].tolist()
         if least:
-            record, restore = drop_neurons(model, hidden[name], least, mean)
-            records.append(record)
-            undo.append(restore)
+            records.append(drop_neurons(model, hidden[name], least, mean))
         logger.debug("%s: %d of %d neurons removed", name, len(least), len(median))
-
-    def put_back() -> None:
-        for restore in undo:
-            restore()
-
-    return records, put_back
+    return records

@@ -58,7 +58,7 @@ def _lines(item: Any, data: Any) -> list[str]:
 def _locate(loc: tuple[str | int, ...], data: Any) -> tuple[str, type[BaseModel] | None]:
     """Turn pydantic's location into the key that the user wrote, and the section it is in.
 
-    A tagged union puts its tag into the location; the tag is no key of the data and is left out.
+    A union puts a tag or a type into the location; it is no key of the data and is left out.
     """
     key, place = "", data
     owner: Any = Recipe
@@ -66,6 +66,8 @@ def _locate(loc: tuple[str | int, ...], data: Any) -> tuple[str, type[BaseModel]
         if isinstance(part, int):
             key += f"[{part}]"
             place = place[part] if isinstance(place, list) and part < len(place) else None
+            continue
+        if place is not None and not isinstance(place, dict):
             continue
         if isinstance(place, dict) and part not in place and part == place.get("type"):
             owner = _section(owner, part)

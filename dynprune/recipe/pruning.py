@@ -62,6 +62,9 @@ class Gate(Section):
     order: Literal["dynamic", "fixed", "prefix", "random"] = "dynamic"
     """Whose order is kept: each input's own, or a control that ignores the input."""
 
+    masked: bool = False
+    """Whether groups are gated that can only be masked, which costs the gate and saves nothing."""
+
 
 class Calibration(Section):
     """The inputs that measure each neuron's mean and energy before training."""

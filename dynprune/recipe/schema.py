@@ -15,6 +15,7 @@ SCHEMA = "dynprune/1"
 
 
 _Deviation = Annotated[float, Field(ge=1e-3, le=1e3)]
+_Label = Annotated[int, Field(ge=0, le=255)]
 _MOST_VALUES = 2**28  # of one call's input; 8192 x 8192 pixels in colour are fewer
 
 
@@ -55,10 +56,10 @@ class Model(Section):
 
 
 class Data(Section):
-    """How pictures and labels become batches."""
+    """How pictures and labels are read, and how they become batches."""
 
-    crop: Size
-    """Training crop [height, width] (pixels)."""
+    crop: Size | None = None
+    """Training crop [height, width] (pixels); stages need it."""
 
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
     """Bounds of the random resize before the crop (factor)."""
@@ -69,20 +70,29 @@ class Data(Section):
     photometric: bool = True
     """Whether brightness, contrast, saturation and hue vary."""
 
-    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
-    """Label value that no loss and no metric sees (class index)."""
+    ignore_index: _Label | tuple[_Label, ...] | None = None
+    """Classes that no loss and no metric sees besides 255 (class index); null for the model's."""
 
-    classes: PositiveInt
-    """Classes that the labels hold (count)."""
+    label_map: dict[_Label, _Label] | None = None
+    """Class index of each value in the label maps, such as {255: 1}; 255 is ignored."""
+
+    reduce_labels: bool | None = None
+    """Whether values count from 1 and 0 is ignored; null for what the model's processor says."""
+
+    classes: PositiveInt | None = None
+    """Classes that the labels hold (count); null for those of the data set, or of the model."""
 
     class_weights: Literal["inverse-root"] | tuple[PositiveFloat, ...] | None = None
     """Weight of each class in `ce` (factor); `inverse-root` of its share of the training pixels."""
 
-    mean: tuple[Fraction, Fraction, Fraction] = (0.485, 0.456, 0.406)
-    """Mean of the red, green and blue channels (fraction of full brightness)."""
+    mean: tuple[Fraction, Fraction, Fraction] | None = None
+    """Mean of red, green and blue (fraction of full brightness); null for the model's own."""
 
-    std: tuple[_Deviation, _Deviation, _Deviation] = (0.229, 0.224, 0.225)
-    """Standard deviation of the channels (fraction of full brightness)."""
+    std: tuple[_Deviation, _Deviation, _Deviation] | None = None
+    """Standard deviation of the channels (likewise); null for the model's own, or ImageNet's."""
+
+    resize: Size | Literal["full"] | None = None
+    """Size [height, width] of evaluated pictures (pixels), or `full`; null for the model's own."""
 
     window: Size | None = None
     """Sliding window [height, width] of evaluation (pixels); null for whole pictures."""
@@ -91,11 +101,20 @@ class Data(Section):
     def _check_scale(self) -> Self:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale {list(self.scale)} must be [smallest, largest]")
-        if self.classes > 255:
+        if self.classes is not None and self.classes > 255:
             raise ValueError(f"classes={self.classes}, but labels are bytes: at most 255")
         weights = self.class_weights
         if isinstance(weights, tuple) and len(weights) != self.classes:
             raise ValueError(f"{len(weights)} class_weights, but classes={self.classes}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        if self.label_map and self.reduce_labels:
+            raise ValueError(
+                "label_map and reduce_labels both say what values mean; write all of it into "
+                "label_map"
+            )
         return self
 
 
@@ -172,6 +191,8 @@ class Recipe(Section):
             problems.append("optimizer: is missing, and stages need it")
         if self.stages and self.data is None and self.text is None:
             problems.append("data: is missing, and stages need it")
+        if self.stages and self.data is not None and self.data.crop is None:
+            problems.append("data.crop: is missing, and stages need it")
         if self.data is not None and self.text is not None:
             problems.append(
                 "text: a recipe learns from pictures (data) or from text, not from both"

@@ -33,12 +33,14 @@ class _DataLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that is not a string, or occurs twice."""
+        """Refuse a key that is neither a word nor a whole number, or occurs twice."""
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:int" and key_node.value.isdecimal():
+                key_node.tag = "tag:yaml.org,2002:str"  # JSON, which validation reads, has words
             if key_node.tag != "tag:yaml.org,2002:str":
                 raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word", key_node.start_mark
+                    None, None, "a key must be a word or a whole number", key_node.start_mark
                 )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(

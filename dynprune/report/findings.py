@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dynprune.data import SegmentationData
+from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import UsageError
 from dynprune.gate import attached, gate_parameters, is_gated
 from dynprune.gate.plan import gated
@@ -23,6 +23,7 @@ from dynprune.measure.overlap import worlds_of
 from dynprune.models import LoadedModel, provenance_of
 from dynprune.models.storage import environment
 from dynprune.report.panels import Panel, make_panels
+from dynprune.tasks.evaluate import agree_on_classes, output_classes
 
 __all__ = ["Findings", "gather"]
 
@@ -101,7 +102,7 @@ def gather(
     split: str = "val",
     images: int | None = None,
     shown: int = 3,
-    pictures: Mapping[str, Any],
+    preprocessing: Preprocessing,
     device: str = "cpu",
     latency: Mapping[str, Any] | None = None,
     commands: Mapping[str, str] | None = None,
@@ -117,7 +118,7 @@ def gather(
         images: pictures, evenly over the data, whose neurons and multiply-adds are counted; all
             of them where None.
         shown: pictures to show.
-        pictures: ``mean``, ``std``, ``window`` and ``stride`` of the model's input.
+        preprocessing: how pictures go into both models.
         device: where the models are.
         latency: document of ``report latency --json``.
         commands: what was done -> the command line.
@@ -138,13 +139,15 @@ def gather(
     def tell(part: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(done, total, part=part) if progress else None
 
+    first = preprocessing(data.picture(0), device)
+    data = agree_on_classes(data, output_classes(student.module, first, preprocessing))
     part = spread(data, images)
-    calls = PictureCalls(part, device=device, mean=pictures["mean"], std=pictures["std"])
+    calls = PictureCalls(part, preprocessing, device=device)
     comparison = compare(
         student.module,
         None if teacher is None else teacher.module,
         data,
-        pictures=pictures,
+        preprocessing,
         device=device,
         progress=tell("evaluate"),
     )
@@ -172,7 +175,7 @@ def gather(
             data,
             comparison.disagreement,
             count=shown,
-            pictures=pictures,
+            preprocessing=preprocessing,
             device=device,
         ),
         classes=data.classes,

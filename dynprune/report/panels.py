@@ -4,14 +4,13 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dynprune.data import VOID, SegmentationData
+from dynprune.data import VOID, Preprocessing, SegmentationData
 from dynprune.tasks.predict import overlay, predict
 
 __all__ = ["GAINED", "LOST", "MOVED", "Panel", "difference", "make_panels"]
@@ -50,7 +49,7 @@ def make_panels(
     disagreement: Sequence[float],
     *,
     count: int,
-    pictures: Mapping[str, Any],
+    preprocessing: Preprocessing,
     device: str = "cpu",
 ) -> tuple[Panel, ...]:
     """Show pictures evenly over the order of disagreement: from the most to the least.
@@ -61,7 +60,7 @@ def make_panels(
         data: pictures and labels.
         disagreement: of every picture.
         count: pictures to show.
-        pictures: ``mean``, ``std``, ``window`` and ``stride`` of `dynprune.tasks.predict.predict`.
+        preprocessing: how pictures go into both models.
         device: where the models are.
     """
     order = sorted(range(len(data)), key=lambda index: -disagreement[index])
@@ -73,8 +72,8 @@ def make_panels(
         name = data.images[index].name
         seen = {}
         if teacher is not None:
-            seen["teacher"] = predict(teacher, image, device=device, name=name, **pictures)
-        seen["student"] = predict(student, image, device=device, name=name, **pictures)
+            seen["teacher"] = predict(teacher, image, preprocessing, device=device, name=name)
+        seen["student"] = predict(student, image, preprocessing, device=device, name=name)
         seen["label"] = label
         views = {who: _shrink(_coloured(image, labels)) for who, labels in seen.items()}
         apart = difference(image, seen["student"], seen.get("teacher", label), label)

@@ -3,6 +3,7 @@
 from dynprune.rewrite.attention.unpack import UNPACK_ATTENTION
 from dynprune.rewrite.attention.unpacked import UnpackedAttention
 from dynprune.rewrite.decoder.folded import FoldedDecoder
+from dynprune.rewrite.made import count_made
 from dynprune.rewrite.record import Rewrite
 from dynprune.rewrite.surgery import REWRITES, reapply, rewrite, undo
 
@@ -12,6 +13,7 @@ __all__ = [
     "FoldedDecoder",
     "Rewrite",
     "UnpackedAttention",
+    "count_made",
     "reapply",
     "rewrite",
     "undo",

@@ -1,13 +1,16 @@
 """Lay convolutions out channels-last, so that token models change memory formats nowhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.host.modes import evaluating
+from dynprune.host.modes import at_inference
+from dynprune.host.strides import laid_out
+from dynprune.rewrite.made import count_made, note_undo, take_back
 from dynprune.rewrite.proof import TOLERANCE, outputs_of, relative_error
 from dynprune.rewrite.record import Rewrite
 
@@ -15,7 +18,6 @@ __all__ = [
     "CHANNELS_LAST",
     "lay_out_again",
     "lay_out_channels_last",
-    "lay_out_plain",
     "marked_by_strides",
 ]
 
@@ -31,13 +33,15 @@ def lay_out_channels_last(model: nn.Module, example: Example) -> list[Rewrite]:
     """
     if next(_convolutions(model), None) is None:
         return [Rewrite(CHANNELS_LAST, "", {}, None, "the model has no 2-d convolution")]
-    with evaluating(model), torch.no_grad():
+    with at_inference(model):
         before = outputs_of(example.run(model))
-        _lay_out(model)
+    made = count_made(model)
+    _lay_out(model)
+    with at_inference(model):
         after = outputs_of(example.run(model))
     error = max(relative_error(a, b) for a, b in zip(after, before, strict=True))
     if not error <= 10 * TOLERANCE:  # rounding of every convolution, amplified by what follows
-        lay_out_plain(model)
+        take_back(model, made)
         reason = f"the model's output moved by {error:.1e}"
         return [Rewrite(CHANNELS_LAST, "", {}, error, reason)]
     return [Rewrite(CHANNELS_LAST, "", {}, error)]
@@ -46,15 +50,6 @@ def lay_out_channels_last(model: nn.Module, example: Example) -> list[Rewrite]:
 def lay_out_again(model: nn.Module, _: Rewrite) -> Callable[[], None]:
     """Give the function that lays the model out channels-last, in place."""
     return lambda: _lay_out(model)
-
-
-def lay_out_plain(model: nn.Module) -> None:
-    """Store the weights as modules are made with, in place; bits stay."""
-    for module in _convolutions(model):
-        module.weight.data = module.weight.data.contiguous()
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _mark_input:
-                del module._forward_pre_hooks[key]
 
 
 def marked_by_strides(x: Tensor) -> Tensor:
@@ -73,11 +68,25 @@ def marked_by_strides(x: Tensor) -> Tensor:
 
 
 def _lay_out(model: nn.Module) -> None:
-    lay_out_plain(model)
     for module in _convolutions(model):
-        module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        if module.weight.shape[1] == 1:  # a filter of one channel cannot tell by its strides
-            module.register_forward_pre_hook(_mark_input)
+        weight = module.weight
+        last = weight.detach().contiguous(memory_format=torch.channels_last)
+        if last.stride() != weight.stride():
+            note_undo(model, partial(_lay_back, weight, last.stride(), weight.stride()))
+            weight.data = last
+        if weight.shape[1] == 1:  # a filter of one channel cannot tell by its strides
+            handle = module.register_forward_pre_hook(_mark_input)
+            note_undo(model, partial(_unmark, module, handle.id))
+
+
+def _lay_back(weight: Tensor, ours: Sequence[int], theirs: Sequence[int], _: nn.Module) -> None:
+    """Give a weight its own strides, in place, unless somebody has laid it out anew since."""
+    if weight.stride() == tuple(ours):
+        weight.data = laid_out(weight.detach(), theirs)
+
+
+def _unmark(module: nn.Module, key: int, _: nn.Module) -> None:
+    module._forward_pre_hooks.pop(key, None)
 
 
 def _mark_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

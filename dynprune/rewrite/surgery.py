@@ -9,18 +9,18 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.rewrite.attention.unpack import (
     UNPACK_ATTENTION,
-    pack_attention,
     unpack_again,
     unpack_attention,
 )
-from dynprune.rewrite.decoder.fold import FOLD_DECODER, fold_decoders, refold, unfold_decoders
+from dynprune.rewrite.cuts import FIX_NEURONS, fix_again
+from dynprune.rewrite.decoder.fold import FOLD_DECODER, fold_decoders, refold
+from dynprune.rewrite.made import count_made, take_back
 from dynprune.rewrite.memory import (
     CHANNELS_LAST,
     lay_out_again,
     lay_out_channels_last,
-    lay_out_plain,
 )
-from dynprune.rewrite.narrow import FIX_NEURONS, PERMANENT, narrow_again
+from dynprune.rewrite.narrow import DROP_NEURONS, narrow_again
 from dynprune.rewrite.record import Rewrite
 
 __all__ = ["REWRITES", "reapply", "rewrite", "undo"]
@@ -28,25 +28,29 @@ __all__ = ["REWRITES", "reapply", "rewrite", "undo"]
 
 @dataclass(frozen=True)
 class _Kind:
-    """The three things that can be done with one kind of rewrite.
+    """The two ways in which one kind of rewrite is made; each notes what takes it back.
 
     Attributes:
         apply: find, prove and make it in place; one record for each module looked at.
         again: check that a record fits, and give the function that makes it again in place.
-        undo: take all of its kind back, in place.
     """
 
     apply: Callable[[nn.Module, Example], list[Rewrite]]
     again: Callable[[nn.Module, Rewrite], Callable[[], None]]
-    undo: Callable[[nn.Module], None]
 
 
 REWRITES: Mapping[str, _Kind] = {
-    FOLD_DECODER: _Kind(fold_decoders, refold, unfold_decoders),
-    CHANNELS_LAST: _Kind(lay_out_channels_last, lay_out_again, lay_out_plain),
-    UNPACK_ATTENTION: _Kind(unpack_attention, unpack_again, pack_attention),
+    FOLD_DECODER: _Kind(fold_decoders, refold),
+    CHANNELS_LAST: _Kind(lay_out_channels_last, lay_out_again),
+    UNPACK_ATTENTION: _Kind(unpack_attention, unpack_again),
 }
 """Every lossless rewrite by its name in a recipe."""
+
+_FOR_GOOD: Mapping[str, Callable[[nn.Module, Rewrite], Callable[[], None]]] = {
+    DROP_NEURONS: narrow_again,
+    FIX_NEURONS: fix_again,
+}
+"""What makes the records of removed neurons again."""
 
 
 def rewrite(model: nn.Module, example: Example, names: Sequence[str]) -> list[Rewrite]:
@@ -81,15 +85,16 @@ def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
         UsageError: a record does not fit the model, which is then untouched.
     """
     made = [record for record in rewrites if record.reason is None]
-    _check_names([record.name for record in made if record.name not in PERMANENT])
+    _check_names([record.name for record in made if record.name not in _FOR_GOOD])
     # What is fixed last may lie in layers that other rewrites make.
     first = [record for record in made if record.name != FIX_NEURONS]
     last = [record for record in made if record.name == FIX_NEURONS]
+    before = count_made(model)
     _again(model, first)
     try:
         return _again(model, last)
     except UsageError:
-        undo(model)
+        undo(model, before)
         raise
 
 
@@ -97,7 +102,7 @@ def _again(model: nn.Module, records: Sequence[Rewrite]) -> nn.Module:
     """Check that all of some records fit, then make all of them again, in place."""
     steps = []
     for record in records:
-        again = narrow_again if record.name in PERMANENT else REWRITES[record.name].again
+        again = _FOR_GOOD.get(record.name) or REWRITES[record.name].again
         try:
             steps.append(again(model, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -109,15 +114,18 @@ def _again(model: nn.Module, records: Sequence[Rewrite]) -> nn.Module:
     return model
 
 
-def undo(model: nn.Module) -> nn.Module:
-    """Give the published form back, in place.
+def undo(model: nn.Module, since: int = 0) -> nn.Module:
+    """Take rewrites back, the latest first, in place; what nobody here changed is left alone.
+
+    Args:
+        model: any model.
+        since: rewrites that stay, as `count_made` counted them.
 
     Returns:
         The model; bit for bit the one that was rewritten where the rewritten weights were not
         trained since, else the same function as the trained one.
     """
-    for kind in REWRITES.values():
-        kind.undo(model)
+    take_back(model, since)
     return model
 
 

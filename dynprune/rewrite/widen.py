@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from dynprune.rewrite.narrow import DROP_NEURONS, FIX_NEURONS, Cut, length, narrow_layers
+from dynprune.rewrite.cuts import FIX_NEURONS, Cut, length, narrow_layers
+from dynprune.rewrite.narrow import DROP_NEURONS
 from dynprune.rewrite.record import Rewrite
 
 __all__ = ["widen"]

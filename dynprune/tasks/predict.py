@@ -11,14 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dynprune.data import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalise,
-    read_picture,
-    write_label,
-    write_picture,
-)
+from dynprune.data import Preprocessing, read_picture, write_label, write_picture
 from dynprune.errors import UsageError
 from dynprune.host.modes import evaluating
 from dynprune.tasks.evaluate import predict_logits
@@ -67,12 +60,9 @@ def palette(classes: int = 256) -> Tensor:
 def predict(
     model: nn.Module,
     image: Tensor,
+    preprocessing: Preprocessing | None = None,
     *,
     device: torch.device | str = "cpu",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    window: Sequence[int] | None = None,
-    stride: Sequence[int] | None = None,
     name: str = "the picture",
 ) -> Tensor:
     """Label every pixel of one picture.
@@ -80,19 +70,17 @@ def predict(
     Args:
         model: from pictures ``(1, 3, H, W)`` to logits.
         image: the picture.
+        preprocessing: how it goes in; at full size, with ImageNet's mean and standard deviation,
+            by default.
         device: where the model is.
-        mean: of the model's input, see :func:`~dynprune.data.normalise`.
-        std: likewise.
-        window: height and width of sliding windows, in pixels; ``None`` takes the whole picture.
-        stride: rows and columns between windows; two thirds of the window by default.
         name: of the picture, for messages.
 
     Shape:
         uint8 ``(3, H, W)`` in, uint8 ``(H, W)`` out.
     """
+    preprocessing = preprocessing or Preprocessing()
     with evaluating(model):
-        images = normalise(image[None].to(device), mean, std)
-        logits = predict_logits(model, images, window, stride, name=name)
+        logits = predict_logits(model, preprocessing(image, device), preprocessing, name=name)
     return label_map(logits, image.shape[1:])[0].to("cpu", torch.uint8)
 
 
@@ -115,13 +103,10 @@ def predict_files(
     model: nn.Module,
     images: Sequence[Path | str],
     directory: Path | str,
+    preprocessing: Preprocessing | None = None,
     *,
     opacity: float = 0.55,
     device: torch.device | str = "cpu",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    window: Sequence[int] | None = None,
-    stride: Sequence[int] | None = None,
 ) -> Iterator[Prediction]:
     """Label pictures and write ``NAME.png`` (overlay) and ``NAME_labels.png`` for each.
 
@@ -131,12 +116,9 @@ def predict_files(
         model: from pictures to logits.
         images: files to read.
         directory: where the predictions go; made where it is missing.
+        preprocessing: how pictures go in, see :func:`predict`.
         opacity: of the colours, 0 to 1.
         device: where the model is.
-        mean: of the model's input.
-        std: likewise.
-        window: height and width of sliding windows, in pixels.
-        stride: rows and columns between windows.
 
     Raises:
         InputError: if a picture cannot be read.
@@ -155,16 +137,7 @@ def predict_files(
             written[name] = path
     for path in paths:
         image = read_picture(path)
-        label = predict(
-            model,
-            image,
-            device=device,
-            mean=mean,
-            std=std,
-            window=window,
-            stride=stride,
-            name=str(path),
-        )
+        label = predict(model, image, preprocessing, device=device, name=str(path))
         target = Path(directory) / f"{path.stem}.png"
         indices = target.with_name(f"{path.stem}_labels.png")
         write_label(indices, label, palette())

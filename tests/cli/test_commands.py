@@ -111,6 +111,19 @@ def test_predict_writes_two_pictures_for_each(run, dense, data, tmp_path):
     assert names == {"0.png", "0_labels.png", "1.png", "1_labels.png"}
 
 
+def test_a_batch_is_counted_of_a_models_own_example_too(run, tmp_path, monkeypatch):
+    (tmp_path / "batched.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef make():\n"
+        "    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 6))\n"
+        "    model.example_input_array = torch.randn(1, 6)\n    return model\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    one = run("report", "flops", "batched:make", "--json").document
+    four = run("report", "flops", "batched:make", "--batch", "4", "--json").document
+    assert (one["input"], four["input"]) == ([1, 6], [4, 6])
+    assert four["dense"] == 4 * one["dense"]
+
+
 @pytest.fixture(scope="module")
 def counted(gated):
     result = CliRunner().invoke(app, ["report", "flops", str(gated), "--json"])

@@ -55,6 +55,63 @@ def test_a_picture_is_turned_upright_by_its_exif_orientation(tmp_path):
     assert torch.equal(read_picture(tmp_path / "a.png"), torch.from_numpy(upright))
 
 
+def grey_png(path, values, depth):
+    """A grey PNG of 1, 2, 4, 8 or 16 bits a pixel, which Pillow itself does not write."""
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    rows = b""
+    for row in values:
+        bits = "".join(format(value, f"0{depth}b") for value in row)
+        bits += "0" * (-len(bits) % 8)
+        rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    header = struct.pack(">IIBBBBB", len(values[0]), len(values), depth, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_label_map_holds_its_indices_whatever_bits_a_pixel_has(tmp_path, depth):
+    """Pillow stretches grey values of 2 and 4 bits to 255, which would turn 3 into void."""
+    values = (np.arange(15).reshape(3, 5) % 2 ** min(depth, 8)).tolist()
+    grey_png(tmp_path / "a.png", values, depth)
+    assert read_label(tmp_path / "a.png").tolist() == values
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_palette_of_few_colours_holds_indices_too(tmp_path, bits):
+    written = np.arange(15, dtype=np.uint8).reshape(3, 5) % 2**bits
+    picture = Image.fromarray(written)
+    picture.putpalette([255, 0, 0, 0, 255, 0] * 8)
+    picture.save(tmp_path / "a.png", bits=bits)
+    assert torch.equal(read_label(tmp_path / "a.png"), torch.from_numpy(written))
+
+
+def test_a_label_of_16_bits_that_no_byte_holds_is_refused_with_its_count(tmp_path):
+    grey_png(tmp_path / "a.png", [[0, 1, 65535], [65535, 2, 300]], 16)
+    with pytest.raises(InputError, match=r"a\.png holds the value 65535 at 2 pixels"):
+        read_label(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
+def test_a_label_map_of_colours_is_refused(tmp_path, mode):
+    path = tmp_path / ("a.png" if mode in ("RGB", "RGBA", "LA") else "a.tif")
+    Image.fromarray(picture(0).astype(np.uint8)).convert(mode).save(path)
+    with pytest.raises(InputError, match=f"its mode is {mode}.*turn its colours into indices"):
+        read_label(path)
+
+
+def test_a_label_map_is_never_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    written = labels(0).astype(np.uint8)
+    Image.fromarray(written).save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(read_label(tmp_path / "a.png"), torch.from_numpy(written))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

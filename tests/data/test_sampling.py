@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from dynprune.data import TrainingBatches, open_dataset, training_batch, training_batches
+from dynprune.data import (
+    VOID,
+    LabelValues,
+    TrainingBatches,
+    open_dataset,
+    training_batch,
+    training_batches,
+)
 from dynprune.data.sampling import sample_index
 from dynprune.errors import UsageError
 from tests.data.scenes import folder
@@ -75,3 +82,14 @@ def test_worker_processes_make_the_same_batches_and_touch_no_random_state(data):
     made = list(training_batches(batches, range(3), workers=1))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(same(one, batches[step]) for step, one in enumerate(made))
+
+
+@pytest.mark.parametrize("ignore", [(0,), (0, 2)])
+def test_no_batch_shows_a_label_that_is_ignored(tmp_path, ignore):
+    """Nor does what pads a crop, at any scale, get one: it is void."""
+    data = open_dataset(folder(tmp_path), values=LabelValues(ignore=ignore))
+    for step in range(6):
+        _, labels = training_batch(data, step, 2, 0, (24, 40), (0.3, 2.0))
+        found = set(labels.unique().tolist())
+        assert found <= {0, 1, 2, VOID} - set(ignore)
+        assert VOID in found

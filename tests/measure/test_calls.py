@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dynprune.data import normalise, open_dataset
+from dynprune.data import Preprocessing, normalise, open_dataset
 from dynprune.measure.calls import PictureCalls, spread
 from tests.data.scenes import folder
 
@@ -14,7 +14,7 @@ def data(tmp_path):
 
 
 def test_every_picture_is_one_call_normalised_and_at_its_own_size(data) -> None:
-    calls = PictureCalls(data, mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+    calls = PictureCalls(data, Preprocessing((0.5, 0.5, 0.5), (1, 1, 1)))
     assert len(calls) == 5
     for index, call in enumerate(calls):
         image = data.load(index)[0]

@@ -1,13 +1,16 @@
 """A comparison scores both models as evaluation does, and counts where they differ."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dynprune.data import VOID
+from dynprune.data import VOID, open_dataset
 from dynprune.errors import InputError
 from dynprune.measure.compare import compare
 from dynprune.tasks.evaluate import evaluate
 from dynprune.tasks.predict import predict
+from tests.data.scenes import write_png
 from tests.report.conftest import noise
 
 
@@ -49,3 +52,18 @@ def test_without_a_teacher_the_label_stands_in(measured) -> None:
 def test_data_of_fewer_classes_is_refused(measured, tmp_path) -> None:
     with pytest.raises(InputError, match="classes"):
         compare(measured.student.module, None, noise(tmp_path, classes=("only",)))
+
+
+def test_label_maps_that_no_class_names_take_the_models_classes(measured, tmp_path) -> None:
+    """Scores are those of evaluation there too."""
+    noise(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    for path in (tmp_path / "annotations").rglob("*.png"):
+        write_png(path, np.array(Image.open(path)).clip(max=1))
+    data = open_dataset(tmp_path, "val")
+    assert len(data.classes) == 2
+    model = measured.student.module
+    found = compare(model, measured.teacher.module, data)
+    assert len(found.student.per_class) == 3
+    assert found.student.to_json() == evaluate(model, data).to_json()
+    assert found.student.void == evaluate(model, data).void

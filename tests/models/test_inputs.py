@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from dynprune.errors import UsageError
-from dynprune.models import load_model
+from dynprune.example import Example
+from dynprune.models import ModelSource, build, load_model
 from dynprune.models.inputs import example_of
 from tests.models.tiny_checkpoints import SEGFORMER
 
@@ -71,6 +72,86 @@ def test_a_model_that_carries_its_own_example_is_called_with_it():
         model.example_input_array = given
         assert example_of(model).run(model).shape == (3, 2)
     assert example_of(model, (4, 5)).run(model).shape == (4, 2)
+
+
+WAV2VEC2 = {**SMALL, "model_type": "wav2vec2", "conv_dim": (8, 8), "conv_kernel": (10, 3),
+            "conv_stride": (5, 2), "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
+            "num_conv_pos_embedding_groups": 2}  # fmt: skip
+CARRYING = {
+    **MODELS,
+    "Wav2Vec2Model": WAV2VEC2,
+    "TimeSeriesTransformerModel": {
+        "model_type": "time_series_transformer",
+        "prediction_length": 4,
+        "context_length": 8,
+    },
+}
+
+
+def carrying(architecture, given):
+    model = build(ModelSource("transformers", architecture, CARRYING[architecture]))
+    model.example_input_array = given
+    return model
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given"),
+    [
+        ("SegformerForSemanticSegmentation", torch.randn(2, 3, 64, 32)),
+        ("SegformerForSemanticSegmentation", (torch.randn(2, 3, 64, 32),)),
+        ("SegformerForSemanticSegmentation", {"pixel_values": torch.randn(2, 3, 64, 32)}),
+        ("BertModel", {"input_ids": torch.randint(0, 60, (2, 5))}),
+        ("BertModel", Example((torch.randint(0, 60, (2, 5)),))),
+        ("Wav2Vec2Model", {"input_values": torch.randn(1, 400)}),
+        ("Wav2Vec2Model", [torch.randn(1, 400)]),
+    ],
+)
+def test_a_model_of_transformers_is_called_with_the_example_that_it_carries(architecture, given):
+    model = carrying(architecture, given)
+    (tensor,) = example_of(model).tensors
+    leaf = given.tensors[0] if isinstance(given, Example) else given
+    leaf = next(iter(leaf.values())) if isinstance(leaf, dict) else leaf
+    assert tensor is (leaf if torch.is_tensor(leaf) else leaf[0])
+    with torch.no_grad():
+        example_of(model).run(model)
+
+
+def test_sound_is_made_of_the_shape_that_is_asked_for():
+    model = carrying("Wav2Vec2Model", None)
+    assert example_of(model).kwargs["input_values"].shape == (1, 16000)
+    assert example_of(model, (2, 500)).kwargs["input_values"].shape == (2, 500)
+
+
+def test_another_shape_keeps_the_way_in_which_the_example_is_passed():
+    model = nn.Linear(5, 2)
+    model.example_input_array = {"input": torch.ones(3, 5)}
+    assert example_of(model, (7, 5)).kwargs["input"].shape == (7, 5)
+    words = nn.Embedding(20, 4)
+    words.example_input_array = torch.randint(0, 20, (1, 6))
+    more = example_of(words, (3, 6)).args[0]  # ids stay ids
+    assert more.shape == (3, 6)
+    assert more.dtype == torch.int64
+
+
+def test_a_shape_that_a_carried_example_cannot_have_is_refused_with_both():
+    model = nn.Embedding(20, 4)
+    model.example_input_array = torch.randint(0, 20, (1, 6))
+    with pytest.raises(UsageError, match=r"input shape \[1, 3, 8, 8\] .*shapes \[\[1, 6\]\]"):
+        example_of(model, (1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("given", ["word", 7, (), {}, {"a": None}])
+def test_what_is_no_call_is_refused_by_its_name(given):
+    model = nn.Linear(5, 2)
+    model.example_input_array = given
+    with pytest.raises(UsageError, match=r"example_input_array of Linear .* holds no tensor"):
+        example_of(model)
+
+
+def test_a_model_of_unknown_input_is_told_how_to_bring_an_example():
+    model = carrying("TimeSeriesTransformerModel", None)
+    with pytest.raises(UsageError, match=r"takes 'past_values'.*model\.example_input_array"):
+        example_of(model)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from torch import nn
 from dynprune.errors import InputError, OutputError, UsageError
 from dynprune.gate import attached, gates, is_gated, set_prune_ratio
 from dynprune.graph import find_groups
-from dynprune.models import Provenance, set_provenance, source_of
+from dynprune.models import Provenance, provenance_of, set_provenance, source_of
+from dynprune.models.manifest import is_as_written, read_manifest
+from dynprune.models.provenance import without_place
 from dynprune.models.storage import load, save
 from dynprune.pipeline import restore
 from dynprune.rewrite import rewrite
@@ -150,8 +153,8 @@ def _change_groups(key: str, value: object) -> Callable[[Path], None]:
         (_change("groups", [{"group": {}}]), "does not describe"),
         (_change("prune_ratios", {"no.such.group": 0.5}), "does not describe"),
         (_change("prune_ratios", {}), None),
-        (_change_groups("layout", {"axis": "x", "folded": False}), "axis is 0 or 1"),
-        (_change_groups("layout", {"axis": 1.0, "folded": False}), "axis is 0 or 1"),
+        (_change_groups("layout", {"axis": "x", "folded": False}), "axis: Input should be"),
+        (_change_groups("layout", {"axis": 1.5, "folded": False}), "axis: Input should be"),
         (_change_groups("mode", "faster"), "'faster' is not one of compact"),
         (_change("source", {"kind": "pickle"}), "source"),
     ],
@@ -244,3 +247,53 @@ def test_a_layer_that_reads_neurons_with_a_tied_weight_is_written(tmp_path):
     loaded = load(dynprune.save(model, tmp_path / "model"), factory=Tied)
     assert loaded.head.weight is loaded.embed.weight
     assert torch.equal(loaded(ids), model(ids))
+
+
+def test_no_path_of_the_machine_is_written(gated, tmp_path, monkeypatch):
+    model, _ = gated
+    home = tmp_path / "somebody" / "private"
+    (home / "teacher").mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["dynprune", "apply", str(home / "teacher"), "--secret=xyzzy"])
+    for name in (str(home / "teacher"), f"module:factory@{home / 'teacher'}", "C:\\me\\teacher"):
+        set_provenance(model, replace(provenance_of(model), name=name))
+        out = save(model, home / "out", overwrite=(home / "out").exists())
+        for path in out.iterdir():
+            content = path.read_bytes()
+            assert b"private" not in content, path
+            assert b"xyzzy" not in content, path
+            assert b"me\\\\teacher" not in content, path
+        assert provenance_of(load(out)).name.endswith("teacher")
+
+
+def test_a_hub_name_is_kept_and_a_path_is_not():
+    assert without_place("nvidia/segformer-b0") == "nvidia/segformer-b0"
+    assert without_place("../models/teacher/") == "teacher"
+    assert without_place("m:f@/data/out") == "m:f@out"
+    assert without_place("SegformerModel") == "SegformerModel"
+
+
+def test_a_fault_of_ours_surfaces_and_a_changed_manifest_is_to_be_written_again(
+    gated, tmp_path, monkeypatch
+):
+    out = save(gated[0], tmp_path / "out")
+    assert is_as_written(read_manifest(out))
+
+    def broken(*_args, **_kwargs):
+        raise AttributeError("our own")
+
+    monkeypatch.setattr("dynprune.models.storage.inject", broken)
+    with pytest.raises(AttributeError, match="our own"):
+        load(out)
+    _change("name", "another")(out)
+    assert not is_as_written(read_manifest(out))
+    with pytest.raises(InputError, match="Write it again with dynprune apply"):
+        load(out)
+
+
+def test_a_field_that_another_version_knows_is_named(gated, tmp_path):
+    out = save(gated[0], tmp_path / "out")
+    record = read_manifest(out)
+    record["groups"][0]["config"]["colour"] = "blue"
+    (out / "dynprune.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match=r"says colour of a GateConfig.*another version"):
+        load(out)

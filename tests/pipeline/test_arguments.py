@@ -3,14 +3,12 @@
 import pytest
 import torch
 
-from dynprune.data import IMAGENET_MEAN
 from dynprune.errors import NoMatchError, RecipeError
 from dynprune.graph.neurons import Channels, NeuronGroup
 from dynprune.pipeline.arguments import (
     batch_arguments,
     gate_configs,
     model_arguments,
-    picture_arguments,
     text_arguments,
     training_arguments,
 )
@@ -121,12 +119,6 @@ def test_the_model_section_becomes_arguments_of_the_loader():
         "input_shape": (1, 3, 8, 8),
         "seed": 7,
     }
-
-
-def test_without_a_data_section_pictures_are_normalised_as_usual():
-    usual = picture_arguments(None)
-    assert usual == picture_arguments(parse_recipe(TEXT))
-    assert usual["mean"] == IMAGENET_MEAN
 
 
 @pytest.mark.parametrize("name", [n for n in recipe_names() if load_recipe(n).data])

@@ -36,7 +36,7 @@ def test_neurons_that_stand_still_go_and_the_function_stays(model, calls):
     for group in groups:
         silence(model, group, [0, 1, 2, 3], 0.4)
     expected = calls[0].run(model).logits
-    records, _ = drop_dead(model, calls[0], find_groups(model, calls[0]).groups, calls, align=2)
+    records = drop_dead(model, calls[0], find_groups(model, calls[0]).groups, calls, align=2)
     assert {r.module for r in records} == {g.name for g in groups}
     for record in records:
         assert len(record.details["dead"]) % 2 == 0

@@ -226,3 +226,33 @@ def test_a_recipe_cannot_be_changed():
 
 def test_comments_survive_in_the_text_of_a_recipe():
     assert "# " in recipe_text("segformer-b2")
+
+
+def test_values_of_label_maps_are_whole_numbers_of_a_byte():
+    recipe = load_recipe("any", ["data.label_map={255: 1, 0: 0}", "data.ignore_index=[0, 7]"])
+    assert recipe.data.label_map == {255: 1, 0: 0}
+    assert recipe.data.ignore_index == (0, 7)
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.label_map={256: 1}", r"data\.label_map\.256: .* less than or equal to 255"),
+        ("data.label_map={road: 1}", r"data\.label_map\.road: .* valid integer"),
+        ("data.label_map={0: 300}", r"data\.label_map\.0: .* less than or equal to 255"),
+        ("data.ignore_index=-100", r"data\.ignore_index: .* greater than or equal to 0"),
+        ("data.ignore_index=[0, 300]", r"data\.ignore_index\[1\]: .* less than or equal to 255"),
+        ("data.resize=half", "data.resize: input should be 'full', found \"half\""),
+        ("data={label_map: {1: 0}, reduce_labels: true}", "both say what values mean"),
+    ],
+)
+def test_what_labels_cannot_hold_is_refused(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("any", [override])
+
+
+def test_training_needs_a_crop_and_nothing_else_does():
+    load_recipe("any", ["data={}"])
+    with pytest.raises(RecipeError, match=r"data\.crop: is missing, and stages need it"):
+        load_recipe("demo", ["data={classes: 8}"])

@@ -56,7 +56,11 @@ def test_scalars_follow_the_core_schema(text, value):
         ("a: !local 1", "the tag .* is refused"),
         ("!!int '3'", "the tag .* is refused"),
         ("{a: 1, a: 2}", "the key 'a' is there twice"),
-        ("{1: 2}", "a key must be a word"),
+        ("{1.5: 2}", "a key must be a word or a whole number"),
+        ("{-1: 2}", "a key must be a word or a whole number"),
+        ("{true: 2}", "a key must be a word or a whole number"),
+        ("{1: 2, 1: 3}", "the key '1' is there twice"),
+        ("{1: 2, '1': 3}", "the key '1' is there twice"),
         ("? [a]\n: 1", "a key must be a word"),
         ("a: b: c", "mapping values are not allowed here .line 1"),
         ("[1", "line 1"),
@@ -117,3 +121,7 @@ def test_what_is_written_reads_back_equal(data):
 def test_any_text_is_read_or_refused_in_our_words(text):
     with contextlib.suppress(RecipeError):
         assert dump_yaml(parse(text))
+
+
+def test_a_key_that_is_a_whole_number_is_its_digits():
+    assert parse_yaml("{0: 1, 255: 2, a: 3}", origin="it") == {"0": 1, "255": 2, "a": 3}

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from dynprune.data import IMAGENET_MEAN, IMAGENET_STD, SegmentationData, open_dataset
+from dynprune.data import Preprocessing, SegmentationData, open_dataset
 from dynprune.example import Example
 from dynprune.gate import gates
 from dynprune.models import LoadedModel, source_of
@@ -16,7 +16,7 @@ from tests.distill import tiny
 
 NAMES = ("dark_0", "dark_1", "light_0", "light_1")
 CLASSES = ("sky", "sea", "land")
-PICTURES = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "window": None, "stride": None}
+PICTURES = Preprocessing()
 
 
 def noise(root, names=NAMES, classes=CLASSES) -> SegmentationData:
@@ -68,5 +68,5 @@ def measured(pair, tmp_path_factory) -> Measured:
     data = noise(tmp_path_factory.mktemp("noise"))
     student, teacher = pair
     return Measured(
-        student, teacher, data, gather(student, data, teacher=teacher, pictures=PICTURES)
+        student, teacher, data, gather(student, data, teacher=teacher, preprocessing=PICTURES)
     )

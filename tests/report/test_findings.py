@@ -47,7 +47,7 @@ def test_a_part_of_the_pictures_is_counted_and_all_are_scored(measured) -> None:
         measured.data,
         images=2,
         shown=0,
-        pictures=PICTURES,
+        preprocessing=PICTURES,
         progress=lambda done, total, part: parts.append((part, done, total)),
     )
     assert (len(found.executed), found.neurons.images, found.samples) == (2, 2, 4)
@@ -63,7 +63,12 @@ def test_files_and_the_command_that_wrote_them_are_read_from_the_directory(
     directory = save(measured.student.module, tmp_path / "written")
     student = replace(measured.student, name=str(directory))
     found = gather(
-        student, measured.data, images=1, shown=0, pictures=PICTURES, commands={"this page": "x"}
+        student,
+        measured.data,
+        images=1,
+        shown=0,
+        preprocessing=PICTURES,
+        commands={"this page": "x"},
     )
     size = (directory / "model.safetensors").stat().st_size
     assert found.file_bytes == {"student": size}
@@ -83,10 +88,10 @@ def test_the_record_is_plain(measured) -> None:
 
 def test_a_dense_student_and_a_gated_teacher_are_refused(measured) -> None:
     with pytest.raises(UsageError, match="teacher is dense"):
-        gather(measured.teacher, measured.data, pictures=PICTURES)
+        gather(measured.teacher, measured.data, preprocessing=PICTURES)
     gated = loaded(measured.student.module, "other")
     with pytest.raises(UsageError, match="other is gated"):
-        gather(measured.student, measured.data, teacher=gated, pictures=PICTURES)
+        gather(measured.student, measured.data, teacher=gated, preprocessing=PICTURES)
 
 
 def test_the_papers_headline_is_among_its_points() -> None:

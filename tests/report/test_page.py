@@ -115,7 +115,7 @@ def test_hostile_names_are_shown_and_do_nothing(pair, tmp_path) -> None:
     files = [f"{name}_0", f"{name}_1", "b_0", "\udcff_1"]  # the last is no text
     data = noise(tmp_path, files, ("sky", HOSTILE, "land"))
     student, teacher = (replace(model, name=HOSTILE) for model in pair)
-    found = gather(student, data, teacher=teacher, pictures=PICTURES)
+    found = gather(student, data, teacher=teacher, preprocessing=PICTURES)
     found = replace(
         found,
         recipe=f"</pre>{HOSTILE}",
@@ -137,7 +137,7 @@ def test_hostile_names_are_shown_and_do_nothing(pair, tmp_path) -> None:
 
 def test_without_a_teacher_times_and_worlds_the_page_says_so(pair, tmp_path) -> None:
     data = noise(tmp_path, ["0"])
-    made = Page(render(gather(pair[0], data, shown=1, pictures=PICTURES)))
+    made = Page(render(gather(pair[0], data, shown=1, preprocessing=PICTURES)))
     assert made.ids >= FIGURES
     for wanted in ("No teacher was given", "nothing to overlap with", "carries no recipe"):
         assert wanted in made.words

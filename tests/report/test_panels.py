@@ -26,11 +26,11 @@ def test_a_difference_is_painted_by_who_is_right() -> None:
 def test_pictures_go_from_the_most_to_the_least_disagreement(measured) -> None:
     shares = [0.1, 0.4, 0.2, 0.3]
     models = (measured.student.module, measured.teacher.module)
-    made = make_panels(*models, measured.data, shares, count=3, pictures=PICTURES)
+    made = make_panels(*models, measured.data, shares, count=3, preprocessing=PICTURES)
     assert [panel.disagreement for panel in made] == [0.4, 0.3, 0.1]
     assert [panel.name for panel in made] == ["dark_1.png", "light_1.png", "dark_0.png"]
-    assert make_panels(*models, measured.data, shares, count=0, pictures=PICTURES) == ()
-    one = make_panels(*models, measured.data, shares, count=1, pictures=PICTURES)
+    assert make_panels(*models, measured.data, shares, count=0, preprocessing=PICTURES) == ()
+    one = make_panels(*models, measured.data, shares, count=1, preprocessing=PICTURES)
     assert [panel.disagreement for panel in one] == [0.4]
 
 
@@ -39,7 +39,7 @@ def test_every_view_is_a_small_jpeg_of_the_pictures_shape(measured, teacher, mon
     monkeypatch.setattr(panels, "WIDTH", 16)
     dense = measured.teacher.module if teacher else None
     (panel,) = make_panels(
-        measured.student.module, dense, measured.data, [0.0] * 4, count=1, pictures=PICTURES
+        measured.student.module, dense, measured.data, [0.0] * 4, count=1, preprocessing=PICTURES
     )
     wanted = ["teacher"] * teacher + ["student", "label", "disagreement"]
     assert list(panel.views) == wanted

@@ -9,7 +9,7 @@ import torch
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.graph import find_groups
-from dynprune.rewrite import Rewrite, reapply
+from dynprune.rewrite import Rewrite, reapply, undo
 from dynprune.rewrite.narrow import can_narrow, drop_neurons
 from tests.rewrite.heads import hidden_layers, image, segformer, silence
 
@@ -41,8 +41,8 @@ def test_a_neuron_that_never_moves_is_taken_out_without_a_trace(model, example):
 def test_layers_are_put_back_bit_for_bit(model, example):
     before = copy.deepcopy(model)
     group = hidden_layers(model, example)[0]
-    _, restore = drop_neurons(model, group, [1, 2], torch.ones(group.neurons))
-    restore()
+    drop_neurons(model, group, [1, 2], torch.ones(group.neurons))
+    undo(model)
     assert str(model) == str(before)
     assert all(
         torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items()
@@ -52,7 +52,7 @@ def test_layers_are_put_back_bit_for_bit(model, example):
 def test_a_record_makes_the_narrow_layers_again_for_the_weights_to_be_loaded(model, example):
     fresh = segformer()
     group = hidden_layers(model, example)[0]
-    record, _ = drop_neurons(model, group, [1, 2])
+    record = drop_neurons(model, group, [1, 2])
     again = Rewrite.from_json(json.loads(json.dumps(record.to_json())))
     reapply(fresh, [again])
     fresh.load_state_dict(model.state_dict())
@@ -61,7 +61,7 @@ def test_a_record_makes_the_narrow_layers_again_for_the_weights_to_be_loaded(mod
 
 def test_a_record_of_another_model_is_refused(model, example):
     group = hidden_layers(model, example)[0]
-    record, _ = drop_neurons(model, group, [1])
+    record = drop_neurons(model, group, [1])
     with pytest.raises(UsageError, match="does not fit"):
         reapply(torch.nn.Sequential(torch.nn.Linear(2, 2)), [record])
 

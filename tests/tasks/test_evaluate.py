@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from dynprune.data import VOID, open_dataset
+from dynprune.data import VOID, LabelValues, Preprocessing, Resize, open_dataset
 from dynprune.errors import InputError
 from dynprune.host.modes import evaluating
 from dynprune.tasks.evaluate import evaluate, score
@@ -29,7 +29,7 @@ class FromRed(nn.Module):
         return {"logits": -(red[:, None] - index).abs()}
 
 
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+PLAIN = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def scene(root, truth, found, names):
@@ -47,7 +47,7 @@ def test_scores_agree_with_counting_pixels_by_hand(tmp_path):
     truth = [random.choice([0, 1, 2, VOID], size) for size in sizes]
     found = [random.choice(4, size) for size in sizes]
     data = scene(tmp_path, truth, found, "abcd")
-    result = evaluate(FromRed(4), data, **PLAIN)
+    result = evaluate(FromRed(4), data, PLAIN)
 
     pixels = [
         (t, f)
@@ -72,9 +72,9 @@ def test_scores_agree_with_counting_pixels_by_hand(tmp_path):
 def test_a_right_model_scores_one_and_a_wrong_one_zero(tmp_path):
     label = [np.random.default_rng(0).integers(0, 3, (6, 6))]
     data = scene(tmp_path, label, label, "abc")
-    assert evaluate(FromRed(3), data, **PLAIN).miou == 1.0
+    assert evaluate(FromRed(3), data, PLAIN).miou == 1.0
     wrong = scene(tmp_path, [np.zeros((6, 6))], [np.ones((6, 6))], "abc")
-    assert evaluate(FromRed(3), wrong, **PLAIN).to_json() == {
+    assert evaluate(FromRed(3), wrong, PLAIN).to_json() == {
         "images": 1,
         "miou": 0.0,
         "pixel_accuracy": 0.0,
@@ -94,7 +94,9 @@ def test_windows_of_a_pointwise_model_score_as_the_whole_picture(tmp_path):
     data = open_dataset(folder(tmp_path))
     whole = evaluate(FromRed(3), data)
     model = FromRed(3)
-    assert torch.equal(evaluate(model, data, window=(8, 8)).confusion, whole.confusion)
+    assert torch.equal(
+        evaluate(model, data, Preprocessing(window=(8, 8))).confusion, whole.confusion
+    )
     assert {shape[-2:] for shape in model.seen} == {(8, 8)}
 
 
@@ -114,6 +116,42 @@ def test_a_model_of_other_classes_than_the_data_is_refused(tmp_path):
     data = open_dataset(folder(tmp_path))
     with pytest.raises(InputError, match=r"logits of 5 classes, but .* has 3 \(sky to tree\)"):
         evaluate(FromRed(5), data)
+
+
+def test_where_nothing_names_the_classes_they_are_those_of_the_model(tmp_path):
+    """A split need not show every class, nor a model know every number of the training split."""
+    truth = np.array([[0, 1], [2, VOID]])
+    data = scene(tmp_path, [truth], [truth], "abc")
+    (tmp_path / "classes.txt").unlink()
+    data = open_dataset(tmp_path)
+    found = evaluate(FromRed(5), data, PLAIN)
+    assert list(found.per_class) == [f"class {index}" for index in range(5)]
+    assert found.absent == ("class 3", "class 4")
+    assert found.miou == 1.0
+    with pytest.raises(InputError, match=r"0\.png holds the value 2 \(1 pixel\), but .* 2 classes"):
+        evaluate(FromRed(2), data, PLAIN)
+
+
+def test_the_share_of_void_is_told(tmp_path):
+    truth = np.array([[0, 1, VOID, VOID]])
+    data = scene(tmp_path, [truth, truth], [truth, truth], "abc")
+    assert evaluate(FromRed(3), data, PLAIN).void == 0.5
+
+
+def test_masks_of_0_and_255_are_refused(tmp_path):
+    truth = np.array([[0, 255], [0, 0]])
+    data = scene(tmp_path, [truth], [truth], ["background", "crack"])
+    with pytest.raises(InputError, match=r"255 alone .* no pixel would ever be crack"):
+        evaluate(FromRed(2), data, PLAIN)
+    read = open_dataset(tmp_path, values=LabelValues(mapping={255: 1}))
+    assert evaluate(FromRed(2), read, PLAIN).per_class["crack"] == 1.0
+
+
+def test_a_resized_picture_is_scored_at_its_labels_own_size(tmp_path):
+    data = open_dataset(folder(tmp_path))
+    model = FromRed(3)
+    evaluate(model, data, Preprocessing(resize=Resize(height=6, width=8)))
+    assert model.seen == [(1, 3, 6, 8)] * 4
 
 
 def test_a_model_that_labels_no_pixels_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Elementwise operations: activations pass neurons on, sums and products tie them together."""
 
+import re
 from typing import Any
 
 import torch
@@ -118,6 +119,10 @@ def _to_real(walk: Walk, node: fx.Node) -> Labels:
     return None if labels is None else labels[..., None].expand(walk.shape(node))
 
 
+#: How the tracer calls tensors that the model's code makes by itself.
+_CONSTANT = re.compile(r"(c_)?_?(lifted_)?tensor(_constant)?_?\d+$")
+
+
 def _nothing(_: Walk, __: fx.Node) -> Labels:
     return None
 
@@ -154,7 +159,8 @@ def _changes_along(shape: tuple[int, ...], labels: Tensor) -> bool:
 
 
 def _note_parameter(walk: Walk, node: Any, labels: Tensor) -> None:
-    name = (list(walk.names(node)) or walk.sources(node) or [node.name])[0]
+    known = [name for name in (*walk.names(node), *walk.sources(node)) if not _CONSTANT.match(name)]
+    name = known[0] if known else f"a constant of {walk.scope(node) or 'the model'}"
     walk.ledger.parameters.append((name, ids(labels).long().numpy()))
 
 

@@ -13,13 +13,15 @@ from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
 from dynprune.host.fused_paths import close_fused_paths, open_fused_paths
+from dynprune.host.hooks import hand_over, hooked_within, why_irreplaceable, without_hooks
 from dynprune.host.modes import at_inference
 from dynprune.host.replacing import replace_everywhere
 from dynprune.rewrite.attention.unpacked import UnpackedAttention
+from dynprune.rewrite.made import count_made, note_undo, take_back
 from dynprune.rewrite.proof import MODEL_TOLERANCE, TOLERANCE, outputs_of, relative_error
 from dynprune.rewrite.record import Rewrite
 
-__all__ = ["UNPACK_ATTENTION", "pack_attention", "unpack_again", "unpack_attention"]
+__all__ = ["UNPACK_ATTENTION", "unpack_again", "unpack_attention"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,14 @@ def unpack_attention(model: nn.Module, example: Example) -> list[Rewrite]:
         except Exception as failure:  # whatever a foreign model raises, it is left as it was
             reason = f"the model fails on the example: {_line(failure)}"
             return [Rewrite(UNPACK_ATTENTION, name, {}, None, reason) for name in names]
-        records = [_unpack(model, name, seen[name].call) for name in names]
+    made = count_made(model)
+    records = [_unpack(model, name, seen[name].call) for name in names]
+    with at_inference(model):
         fault = _difference(model, example, before)
     if fault is None:
         return records
     logger.info("unpack-attention is taken back: %s", fault)
-    pack_attention(model)
+    take_back(model, made)
     return [record if record.reason else replace(record, reason=fault) for record in records]
 
 
@@ -75,11 +79,12 @@ def unpack_again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
     return partial(_swap, model, source)
 
 
-def pack_attention(model: nn.Module) -> None:
-    """Give every unpacked attention its published form back, in place."""
-    for unpacked in [m for m in model.modules() if isinstance(m, UnpackedAttention)]:
-        replace_everywhere(model, {unpacked: unpacked.to_packed()})
-        open_fused_paths(unpacked.closed)
+def _pack(unpacked: UnpackedAttention, model: nn.Module) -> None:
+    """Give an unpacked attention its published form back, in place."""
+    packed = unpacked.to_packed()
+    replace_everywhere(model, {unpacked: packed})
+    hand_over(unpacked, packed)
+    open_fused_paths(unpacked.closed)
 
 
 def _difference(model: nn.Module, example: Example, before: list[Tensor]) -> str | None:
@@ -128,8 +133,10 @@ def _fault(model: nn.Module, source: nn.Module) -> str | None:
         return "its keys or values have another width than its queries (kdim, vdim)"
     if source.bias_k is not None or source.add_zero_attn:
         return "it adds keys and values of its own (add_bias_kv, add_zero_attn)"
-    if source._forward_hooks or source._forward_pre_hooks or source._backward_hooks:
-        return "hooks are registered on it"
+    if (reason := why_irreplaceable(source)) is not None:
+        return f"it {reason}"
+    if (inner := hooked_within(source)) is not None:
+        return f"hooks are registered on its {inner}, which it never calls"
     owners = sum(
         parameter is source.in_proj_weight or parameter is source.in_proj_bias
         for module in model.modules()
@@ -142,8 +149,11 @@ def _fault(model: nn.Module, source: nn.Module) -> str | None:
 
 def _swap(model: nn.Module, source: nn.MultiheadAttention) -> None:
     unpacked = UnpackedAttention(source)
+    hand_over(source, unpacked)
+    note_undo(model, partial(_pack, unpacked))
     replace_everywhere(model, {source: unpacked})
     unpacked.closed = close_fused_paths(model, [unpacked])
+    unpacked.release()
 
 
 def _capture(
@@ -175,13 +185,14 @@ def _largest_error(source: nn.MultiheadAttention, call: Call) -> float:
     Returns:
         The largest relative error of outputs and weights.
     """
-    source = copy.deepcopy(source).float()
-    unpacked = UnpackedAttention(copy.deepcopy(source))
+    source = without_hooks(copy.deepcopy(source)).float().eval()
+    unpacked = UnpackedAttention(source)
     worst = 0.0
-    for args, kwargs in [_raised(call), *_random_calls(source)]:
-        expected, found = source(*args, **kwargs), unpacked(*args, **kwargs)
-        pairs = zip(outputs_of(found), outputs_of(expected), strict=True)
-        worst = max([worst, *(relative_error(a, b) for a, b in pairs)])
+    with at_inference(source):
+        for args, kwargs in [_raised(call), *_random_calls(source)]:
+            expected, found = source(*args, **kwargs), unpacked(*args, **kwargs)
+            pairs = zip(outputs_of(found), outputs_of(expected), strict=True)
+            worst = max([worst, *(relative_error(a, b) for a, b in pairs)])
     return worst
 
 

@@ -21,8 +21,7 @@ class UnpackedAttention(nn.Module):
     head, so heads may be narrow and those of V narrower than those of Q and K.
 
     Args:
-        source: whose weights are taken over, in place: it is left without its packed weight and
-            kept for the way back.
+        source: whose weights are copied; it is kept for the way back.
 
     Shape:
         as in `nn.MultiheadAttention`: (B, N, E) or, without ``batch_first``, (N, B, E); (N, E)
@@ -48,17 +47,20 @@ class UnpackedAttention(nn.Module):
         weights = source.in_proj_weight.detach().chunk(3)
         bias = source.in_proj_bias
         biases = [None] * 3 if bias is None else bias.detach().chunk(3)
+        trains = tuple(p is not None and p.requires_grad for p in (source.in_proj_weight, bias))
         self.q_proj, self.k_proj, self.v_proj = (
-            _linear(w, b, source.in_proj_weight.requires_grad)
-            for w, b in zip(weights, biases, strict=True)
+            _linear(w, b, trains) for w, b in zip(weights, biases, strict=True)
         )
         self.out_proj = source.out_proj
         self.closed: tuple[ClosedPath, ...] = ()
         self._source = (source,)  # a tuple: its parameters are not this module's
-        for packed in (source.in_proj_weight, bias):
+        self.train(source.training)
+
+    def release(self) -> None:
+        """Leave the source without its packed weight, in place: it is here, in three parts."""
+        for packed in (self._source[0].in_proj_weight, self._source[0].in_proj_bias):
             if packed is not None:
                 packed.data = packed.data.new_empty(0)
-        self.train(source.training)
 
     @torch.no_grad()
     def to_packed(self) -> nn.MultiheadAttention:
@@ -139,12 +141,12 @@ class UnpackedAttention(nn.Module):
         return f"{self.embed_dim}, num_heads={self.num_heads}, batch_first={self.batch_first}"
 
 
-def _linear(weight: Tensor, bias: Tensor | None, trains: bool) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None, trains: tuple[bool, ...]) -> nn.Linear:
     """Make a linear layer of copies of these."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.clone(), requires_grad=trains)
+    layer.weight = nn.Parameter(weight.clone(), requires_grad=trains[0])
     if bias is not None:
-        layer.bias = nn.Parameter(bias.clone(), requires_grad=trains)
+        layer.bias = nn.Parameter(bias.clone(), requires_grad=trains[1])
     return layer
 
 

@@ -4,23 +4,26 @@ import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.host.modes import evaluating
+from dynprune.host.hooks import hand_over, hooked_within, without_hooks
+from dynprune.host.modes import at_inference
 from dynprune.host.replacing import replace_everywhere
 from dynprune.rewrite.decoder.folded import FoldedDecoder, pointwise_weight
 from dynprune.rewrite.decoder.match import NotFoldableError, match_decoder
 from dynprune.rewrite.decoder.structure import DecoderStructure
 from dynprune.rewrite.decoder.unfold import unfold
+from dynprune.rewrite.made import count_made, note_undo, take_back
 from dynprune.rewrite.proof import TOLERANCE, largest_error, outputs_of, relative_error
 from dynprune.rewrite.record import Rewrite
 
-__all__ = ["FOLD_DECODER", "fold_decoders", "refold", "unfold_decoders"]
+__all__ = ["FOLD_DECODER", "fold_decoders", "refold"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +54,49 @@ def refold(model: nn.Module, record: Rewrite) -> Callable[[], None]:
     source = model.get_submodule(record.module)
     structure = DecoderStructure.from_json(record.details)
     _check_fits(source, structure)
-    return lambda: replace_everywhere(model, {source: FoldedDecoder(source, structure)})
+    return lambda: _swap(model, source, structure)
 
 
-def unfold_decoders(model: nn.Module) -> None:
-    """Give every folded head its published form back, in place."""
-    for folded in [m for m in model.modules() if isinstance(m, FoldedDecoder)]:
-        replace_everywhere(model, {folded: unfold(folded)})
+def _swap(model: nn.Module, head: nn.Module, structure: DecoderStructure) -> None:
+    """Put the folded form in a head's place, in place."""
+    trains = [(parameter, parameter.requires_grad) for parameter in head.parameters()]
+    try:
+        folded = FoldedDecoder(head, structure)  # freezes a part of the head
+    except BaseException:
+        _give_flags(trains)
+        raise
+    hand_over(head, folded)
+    note_undo(model, partial(_unfold, folded, trains))
+    replace_everywhere(model, {head: folded})
+
+
+def _unfold(
+    folded: FoldedDecoder, trains: list[tuple[nn.Parameter, bool]], model: nn.Module
+) -> None:
+    """Give a folded head its published form back, in place."""
+    known = {id(parameter): flag for parameter, flag in trains}
+    fuse = folded.source.get_submodule(folded.structure.fuse)
+    head = unfold(folded)
+    frozen = [p for module in folded.frozen_modules() for p in module.parameters()]
+    first = next(fuse.parameters())
+    if first.requires_grad == known[id(first)]:  # the fold still learns, or not, as its source did
+        _give_flags([(p, known[id(p)]) for p in frozen if id(p) in known])
+    replace_everywhere(model, {folded: head})
+    hand_over(folded, head)
+
+
+def _give_flags(trains: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in trains:
+        parameter.requires_grad_(flag)
 
 
 def fold_decoders(model: nn.Module, example: Example) -> list[Rewrite]:
     """Fold every head that can be folded, in place."""
-    with evaluating(model), torch.no_grad():
+    with at_inference(model) as kept:
         calls = _capture(model, example)
+        kept.put_back()
         before = outputs_of(example.run(model))
+    made = count_made(model)
     records: list[Rewrite] = []
     folded: list[str] = []
     # The innermost head first: what holds a folded head is not looked at.
@@ -76,13 +108,11 @@ def fold_decoders(model: nn.Module, example: Example) -> list[Rewrite]:
         if record.reason is None:
             folded.append(name)
     if folded:
-        with evaluating(model), torch.no_grad():
+        with at_inference(model):
             after = outputs_of(example.run(model))
         error = max(relative_error(a, b) for a, b in zip(after, before, strict=True))
         if not error <= 10 * TOLERANCE:  # the layers behind a head may amplify its rounding
-            for name in folded:
-                decoder = cast(FoldedDecoder, model.get_submodule(name))
-                replace_everywhere(model, {decoder: unfold(decoder)})
+            take_back(model, made)
             reason = f"the model's output moved by {error:.1e}"
             return [Rewrite(r.name, r.module, {}, r.max_error, r.reason or reason) for r in records]
     if not records:
@@ -98,12 +128,15 @@ def _fold(model: nn.Module, name: str, call: _Call) -> Rewrite:
     try:
         if call.count > 1:
             raise NotFoldableError(f"it runs {call.count} times in one call of the model")
-        with evaluating(head), torch.no_grad():
+        if (inner := hooked_within(head)) is not None:
+            raise NotFoldableError(f"hooks are registered on its {inner}, which may not run then")
+        with at_inference(head):
             program = torch.export.export(head, call.args, call.kwargs, strict=False)
         structure = match_decoder(head, program)
         _check_unshared(model, head, structure)
-        candidate = FoldedDecoder(copy.deepcopy(head), structure)
-        error = largest_error(head, candidate, (call.args, call.kwargs))
+        source = without_hooks(copy.deepcopy(head))
+        candidate = FoldedDecoder(copy.deepcopy(source), structure)
+        error = largest_error(source, candidate, (call.args, call.kwargs))
         if not error <= TOLERANCE:
             raise NotFoldableError(f"the folded form differs by {error:.1e}, more than {TOLERANCE}")
     except Exception as failure:  # whatever a foreign head raises, it is left as it was
@@ -111,7 +144,7 @@ def _fold(model: nn.Module, name: str, call: _Call) -> Rewrite:
         reason = str(failure) if known else f"{type(failure).__name__}: {failure}".split("\n")[0]
         logger.info("fold-decoder leaves %s as it is: %s", name, reason)
         return Rewrite(FOLD_DECODER, name, {}, error, reason)
-    replace_everywhere(model, {head: FoldedDecoder(head, structure)})
+    _swap(model, head, structure)
     return Rewrite(FOLD_DECODER, name, structure.to_json(), error)
 
 

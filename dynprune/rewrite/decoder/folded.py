@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from dynprune.rewrite.decoder.bands import Resize, Stage, bands_of_sum
-from dynprune.rewrite.decoder.structure import ELEMENTWISE, DecoderStructure, Step
+from dynprune.rewrite.decoder.structure import ELEMENTWISE, Branch, DecoderStructure, Step
 
 __all__ = [
     "FoldedDecoder",
@@ -144,6 +144,8 @@ class FoldedDecoder(nn.Module):
     def __init__(self, source: nn.Module, structure: DecoderStructure) -> None:
         super().__init__()
         self.structure = structure
+        # Made once: torch 2.11 cannot trace code that makes a frozen record.
+        self._resizes = tuple(_resize_of(branch, structure) for branch in structure.branches)
         self.source = source
         fuse = source.get_submodule(structure.fuse)
         trainable = cast(Tensor, fuse.weight).requires_grad
@@ -202,7 +204,7 @@ class FoldedDecoder(nn.Module):
         apply what follows, on the way.
         """
         total: Tensor | None = None
-        resizes = self._resizes()
+        resizes = self._resizes
         small = [place for place, resize in enumerate(resizes) if resize is not None]
         whole = [place for place, resize in enumerate(resizes) if resize is None]
         # A bias may join before a resize, whose weights sum to one: the last small map takes it.
@@ -288,7 +290,7 @@ class FoldedDecoder(nn.Module):
         for instance, out in enumerate(logits):
             stages = [
                 Stage(x[instance], weight, resize)
-                for x, weight, resize in zip(tokens, weights, self._resizes(), strict=True)
+                for x, weight, resize in zip(tokens, weights, self._resizes, strict=True)
             ]
             for top, band in bands_of_sum(stages, bias, height, width):
                 pixels = slice(top * width, (top + len(band)) * width)
@@ -301,15 +303,6 @@ class FoldedDecoder(nn.Module):
                 else:
                     torch.addmm(shift, flat, matrix.t(), out=out[pixels])
         return logits.view(len(maps[0]), height, width, -1).permute(0, 3, 1, 2)
-
-    def _resizes(self) -> list[Resize | None]:
-        """Give each branch's resize, None where its map has the size of the sum."""
-        return [
-            None
-            if branch.mode is None or branch.leaf == self.structure.size_leaf
-            else Resize(branch.mode, branch.align_corners, branch.antialias)
-            for branch in self.structure.branches
-        ]
 
     def _run(self, step: Step, x: Tensor) -> Tensor:
         if step.function is not None:
@@ -374,3 +367,10 @@ def _is_pointwise(module: nn.Module) -> bool:
         and module.padding in ((0, 0), "valid", "same")
         and module.groups == 1
     )
+
+
+def _resize_of(branch: Branch, structure: DecoderStructure) -> Resize | None:
+    """Return a branch's resize, None where its map has the size of the sum."""
+    if branch.mode is None or branch.leaf == structure.size_leaf:
+        return None
+    return Resize(branch.mode, branch.align_corners, branch.antialias)

@@ -108,7 +108,7 @@ def shared() -> nn.Module:
 
 def hooked() -> nn.Module:
     model = host()[0]
-    model.attention.register_forward_hook(lambda *_: None)
+    model.attention.out_proj.register_forward_hook(lambda *_: None)
     return model
 
 
@@ -125,7 +125,7 @@ def unused() -> nn.Module:
         (lambda: host(kdim=8, vdim=8, add_bias_kv=True)[0], "keys and values of its own"),
         (lambda: host(add_zero_attn=True)[0], "keys and values of its own"),
         (shared, "its weight is shared with another module"),
-        (hooked, "hooks are registered on it"),
+        (hooked, "hooks are registered on its out_proj"),
         (unused, "it does not run on the example"),
     ],
 )
@@ -280,6 +280,5 @@ def test_modes_of_torch_are_as_before_the_proof():
     model.train()
     rewrite(model, example, UNPACK)
     assert all(module.training for module in model.modules())
-    assert torch.backends.mha.get_fastpath_enabled()
     with at_inference(model):
-        assert not torch.backends.mha.get_fastpath_enabled()
+        assert torch.backends.mha.get_fastpath_enabled()  # it is the process's

@@ -141,6 +141,7 @@ def test_the_way_back_gives_the_same_parameters_and_the_weights_of_now():
     weight, bits = packed.in_proj_weight, packed.in_proj_weight.detach().clone()
     unpacked = UnpackedAttention(packed)
     assert sum(p.numel() for p in unpacked.parameters()) == 4 * (16 * 16 + 16)
+    unpacked.release()
     assert weight.numel() == 0  # kept once, not twice
     with torch.no_grad():
         unpacked.k_proj.weight.mul_(2.0)

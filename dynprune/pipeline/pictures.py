@@ -1,0 +1,162 @@
+"""How pictures and labels are read: as the recipe says, else as the model's own processor does.
+
+What was followed is told in a sentence each, since it decides about every score.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from dynprune.data import (
+    PROCESSOR_FILE,
+    VOID,
+    ImageProcessor,
+    LabelValues,
+    Preprocessing,
+    Resize,
+    read_processor,
+)
+from dynprune.errors import UsageError
+from dynprune.models import LoadedModel, provenance_of
+from dynprune.recipe import Recipe
+
+__all__ = ["PictureRules", "picture_rules", "preprocessing_of", "processor_of"]
+
+
+@dataclass(frozen=True)
+class PictureRules:
+    """What becomes of pictures and of label maps, and who says so.
+
+    Attributes:
+        preprocessing: how pictures go into the model.
+        values: what the values in label maps mean.
+        followed: whether the model's own processor said any of it.
+        not_followed: what it says and nobody carries out.
+        notes: sentences for the user.
+    """
+
+    preprocessing: Preprocessing
+    values: LabelValues
+    followed: bool
+    not_followed: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rules as plain values."""
+        return {
+            "from": PROCESSOR_FILE if self.followed else None,
+            **self.preprocessing.to_json(),
+            "reduce_labels": self.values.reduce,
+            "ignore_index": sorted({VOID, *self.values.ignore}),
+            "label_map": {str(value): index for value, index in self.values.mapping.items()},
+            "not_followed": list(self.not_followed),
+        }
+
+
+def picture_rules(recipe: Recipe | None, loaded: LoadedModel) -> PictureRules:
+    """Settle how the pictures and labels of a model are read.
+
+    Args:
+        recipe: goes first, in every key that it says.
+        loaded: the model; its image processor goes second, with the class that its configuration
+            ignores (``semantic_loss_ignore_index``).
+
+    Raises:
+        InputError: if the processor's settings cannot be meant, or cannot be followed.
+    """
+    said = None if recipe is None else recipe.data
+    processor = _read(loaded.processor)
+    preprocessing = preprocessing_of(recipe, loaded.processor)
+    reduce = None if said is None else said.reduce_labels
+    mapping = {} if said is None or said.label_map is None else said.label_map
+    if reduce is None:
+        reduce = processor is not None and processor.reduce_labels and not mapping
+    own = getattr(getattr(loaded.module, "config", None), "semantic_loss_ignore_index", VOID)
+    ignore = None if said is None else said.ignore_index
+    notes = []
+    if processor is not None:
+        notes.append(_tell(loaded, processor, preprocessing, reduce=reduce))
+    if ignore is None:
+        ignore = own if isinstance(own, int) and 0 <= own <= VOID else VOID
+        if ignore != VOID:
+            notes.append(
+                f"class {ignore} is ignored, as semantic_loss_ignore_index of {loaded.name} says; "
+                f"data.ignore_index: {VOID} in a recipe counts it"
+            )
+    values = LabelValues(
+        ignore=(ignore,) if isinstance(ignore, int) else tuple(ignore),
+        reduce=reduce,
+        mapping=dict(mapping),
+    )
+    not_followed = () if processor is None else processor.not_followed
+    return PictureRules(preprocessing, values, processor is not None, not_followed, tuple(notes))
+
+
+def preprocessing_of(
+    recipe: Recipe | None, processor: Mapping[str, Any] | None = None
+) -> Preprocessing:
+    """Return how pictures go into a model, without what becomes of labels.
+
+    Args:
+        recipe: goes first, in every key that it says; its windows are of pictures at full size.
+        processor: settings of the model's own image processor.
+
+    Raises:
+        InputError: if the settings cannot be meant, or cannot be followed.
+    """
+    own = _read(processor)
+    result = Preprocessing()
+    if own is not None:
+        result = Preprocessing(mean=own.mean, std=own.std, resize=own.resize)
+    said = None if recipe is None else recipe.data
+    if said is None:
+        return result
+    resize = result.resize
+    if said.resize == "full" or (said.resize is None and said.window is not None):
+        resize = None
+    elif isinstance(said.resize, tuple):
+        resize = Resize(height=said.resize[0], width=said.resize[1])
+    return replace(
+        result,
+        mean=said.mean or result.mean,
+        std=said.std or result.std,
+        resize=resize,
+        window=said.window,
+    )
+
+
+def processor_of(model: nn.Module) -> Mapping[str, Any] | None:
+    """Return the image processor's settings that a model was loaded with, where they are known."""
+    try:
+        return provenance_of(model).processor
+    except UsageError:  # nothing at all is known of it
+        return None
+
+
+def _read(processor: Mapping[str, Any] | None) -> ImageProcessor | None:
+    return None if processor is None else read_processor(processor)
+
+
+def _tell(
+    loaded: LoadedModel, own: ImageProcessor, preprocessing: Preprocessing, *, reduce: bool
+) -> str:
+    """Say what of a model's own settings is followed, what the recipe changes, and what is not."""
+    labels = "; label 0 is ignored and label 1 is the first class" if reduce else ""
+    text = f"{PROCESSOR_FILE} of {loaded.name} is followed: {preprocessing.describe()}{labels}"
+    otherwise = [
+        name
+        for name, ours, theirs in (
+            ("mean", preprocessing.mean, own.mean),
+            ("std", preprocessing.std, own.std),
+            ("size", preprocessing.resize, own.resize),
+            ("reduce_labels", reduce, own.reduce_labels),
+        )
+        if ours != theirs
+    ]
+    if otherwise:
+        text += f"; the recipe says otherwise of {', '.join(otherwise)}"
+    if own.not_followed:
+        text += f"; not followed: {', '.join(own.not_followed)}"
+    return text
