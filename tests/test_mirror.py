@@ -58,7 +58,6 @@ ELSEWHERE = {
     "dynprune/models/source.py": "tests/models/test_load.py builds every kind of source",
     "dynprune/pipeline/inspect.py": "tests/test_api.py and tests/cli/test_commands.py inspect",
     "dynprune/pipeline/train.py": "tests/cli/test_commands.py and tests/reliability train with it",
-    "dynprune/planning/calibrate.py": "tests/measure/test_moments.py starts gates by it",
     "dynprune/recipe/explain.py": SCHEMA,
     "dynprune/recipe/pruning.py": SCHEMA,
     "dynprune/recipe/training.py": SCHEMA,

@@ -19,6 +19,7 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.selection import GateOutput, Selection
+from dynprune.gate.settle import settle
 from dynprune.gate.topr import kept_count
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "set_execution",
     "set_prune_ratio",
     "set_sparsity_progress",
+    "settle",
 ]

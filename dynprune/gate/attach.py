@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -12,12 +12,13 @@ from dynprune.example import Example
 from dynprune.gate.caches import modules_with_caches
 from dynprune.gate.carriers import carry
 from dynprune.gate.config import GateConfig
-from dynprune.gate.inject import Attachment, gates, inject, remove
+from dynprune.gate.inject import Attachment, gates, inject, is_gated, remove
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.padding_trial import padding_faults
-from dynprune.gate.plan import GroupPlan
+from dynprune.gate.plan import GroupPlan, gated
 from dynprune.gate.probe import Probe, probe, small_example
+from dynprune.gate.settle import forget_means, settle
 from dynprune.gate.survive import those_that_run
 from dynprune.gate.verify import verify
 from dynprune.graph.groups import ancestor
@@ -31,6 +32,8 @@ __all__ = ["gate_model", "plan_groups"]
 
 logger = logging.getLogger(__name__)
 
+IGNORED = "not among the recipe's targets"
+
 
 def plan_groups(
     model: nn.Module,
@@ -38,8 +41,9 @@ def plan_groups(
     groups: Sequence[NeuronGroup],
     configs: Mapping[str, GateConfig],
     *,
-    ignored: str = "not among the recipe's targets",
+    ignored: str = IGNORED,
     allow_causal: bool = False,
+    small: Example | None = None,
 ) -> list[GroupPlan]:
     """Settle the mode of every group by running it; the model is as before afterwards.
 
@@ -50,42 +54,17 @@ def plan_groups(
         configs: group name -> its gate's configuration; groups that are absent are refused.
         ignored: the reason given for those.
         allow_causal: gate groups whose tokens must not see the future all the same.
+        small: what `small_example` gave for the example; found here where None.
     """
-    fallback = GateConfig()
-    plans = []
-    with at_inference(model) as kept:
-        small = small_example(model, example)
-        seen = probe(model, small, groups)
-        cached = modules_with_caches(model, small)
-        for group in groups:
-            plan = GroupPlan(group, configs.get(group.name, fallback))
-            plan = _first_plan(model, plan, seen, configs, ignored, allow_causal)
-            if group.heads and ancestor(group) in cached and not allow_causal:
-                plan = plan.refused(
-                    f"{ancestor(group)} keeps keys and values in a cache, which outlives a choice"
-                )
-            plans.append(plan)
-        try:
-            return _verified(model, plans, small, seen)
-        except Exception as error:  # of the host's own code, on layers that it does not know
-            reraise_ours(error)
-            logger.debug("Verification fails: %s", error, exc_info=True)
-            kept.put_back()
-        return _verified(model, those_that_run(model, plans, small), small, seen)
-
-
-def _verified(
-    model: nn.Module, plans: Sequence[GroupPlan], example: Example, seen: Probe
-) -> list[GroupPlan]:
-    inject(model, plans)
+    small = _small(model, example, small)
+    plans = _candidates(model, small, groups, configs, ignored, allow_causal)
+    if not gated(plans.plans):
+        return plans.plans
     try:
-        for gate in gates(model).values():
-            gate.set_prune_ratio(0.0)
-        faults = padding_faults(model, example)
-        verified = verify(model, plans, example, seen.calls)
+        return _proven(model, plans, small, seed=0)
     finally:
-        remove(model, untrained=True)
-    return [_worth_it(plan, faults.get(plan.group.name)) for plan in verified]
+        if is_gated(model):
+            remove(model, untrained=True)
 
 
 def _worth_it(plan: GroupPlan, fault: str | None) -> GroupPlan:
@@ -106,7 +85,7 @@ def gate_model(
     seed: int = 0,
     allow_causal: bool = False,
 ) -> Attachment:
-    """Find each group's mode and put the gates in, in place.
+    """Put gates into a model, in place, prove each, and leave those that are right.
 
     Args:
         model: dense.
@@ -115,9 +94,96 @@ def gate_model(
         configs: group name -> its gate's configuration; groups that are absent are refused.
         seed: of the predictors' first weights.
         allow_causal: gate groups whose tokens must not see the future all the same.
+
+    Returns:
+        The record of what was done. Where anything fails the model is as it was.
     """
-    plans = plan_groups(model, example, groups, configs, allow_causal=allow_causal)
-    return inject(model, plans, seed=seed)
+    small = _small(model, example, None)
+    plans = _candidates(model, small, groups, configs, IGNORED, allow_causal)
+    if not gated(plans.plans):
+        return inject(model, plans.plans, seed=seed)
+    try:
+        proven = _proven(model, plans, small, seed)
+        forget_means(model)
+        return settle(model, proven, seed=seed)
+    except BaseException:
+        if is_gated(model):
+            remove(model, untrained=True)
+        raise
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Plans of all groups before any proof, and how often each module runs in a call."""
+
+    plans: list[GroupPlan]
+    calls: Mapping[str, int]
+
+
+def _small(model: nn.Module, example: Example, small: Example | None) -> Example:
+    if small is not None:
+        return small
+    with at_inference(model):
+        return small_example(model, example)
+
+
+def _candidates(
+    model: nn.Module,
+    small: Example,
+    groups: Sequence[NeuronGroup],
+    configs: Mapping[str, GateConfig],
+    ignored: str,
+    allow_causal: bool,
+) -> _Candidates:
+    """Plan every group as far as the dense model tells."""
+    fallback = GateConfig()
+    plans = []
+    with at_inference(model):
+        seen = probe(model, small, groups)
+        cached = modules_with_caches(model, small)
+        for group in groups:
+            plan = GroupPlan(group, configs.get(group.name, fallback))
+            plan = _first_plan(model, plan, seen, configs, ignored, allow_causal)
+            if group.heads and ancestor(group) in cached and not allow_causal:
+                plan = plan.refused(
+                    f"{ancestor(group)} keeps keys and values in a cache, which outlives a choice"
+                )
+            plans.append(plan)
+    return _Candidates(plans, seen.calls)
+
+
+def _proven(
+    model: nn.Module, candidates: _Candidates, example: Example, seed: int
+) -> list[GroupPlan]:
+    """Put the candidates' gates into the model, in place, and give their plans with proven modes.
+
+    Means of skipped neurons are of no use afterwards.
+    """
+    plans = candidates.plans
+    with at_inference(model) as kept:
+        inject(model, plans, seed=seed)
+        try:
+            return _verified(model, plans, example, candidates.calls)
+        except Exception as error:  # of the host's own code, on layers that it does not know
+            reraise_ours(error)
+            logger.debug("Verification fails: %s", error, exc_info=True)
+        remove(model, untrained=True)
+        kept.put_back()
+        plans = those_that_run(model, plans, example)
+        inject(model, plans, seed=seed)
+        return _verified(model, plans, example, candidates.calls)
+
+
+def _verified(
+    model: nn.Module, plans: Sequence[GroupPlan], example: Example, calls: Mapping[str, int]
+) -> list[GroupPlan]:
+    for gate in gates(model).values():
+        gate.set_prune_ratio(0.0)
+    faults = padding_faults(model, example)
+    return [
+        _worth_it(plan, faults.get(plan.group.name))
+        for plan in verify(model, plans, example, calls)
+    ]
 
 
 def _first_plan(
@@ -135,6 +201,8 @@ def _first_plan(
         return plan.refused(ignored)
     if group.causal and not allow_causal:
         return plan.refused("a causal model's gate would see tokens of the future")
+    if (part := _gated_part(model, group)) is not None:
+        return plan.refused(f"it is in {part}, which is gated already")
     if (fault := _fault(model, group)) is not None:
         return plan.refused(fault)
     layout = seen.layouts.get(group.name, "its module did not run on the example")
@@ -169,6 +237,16 @@ def _explained(model: nn.Module, group: NeuronGroup, reason: str) -> str:
         if (hooks := hooks_of_calls(module)) and name in reason:
             return f"{reason}, with the hook {', '.join(hooks)} that is registered on it"
     return reason
+
+
+def _gated_part(model: nn.Module, group: NeuronGroup) -> str | None:
+    """Name the part of a model that has gates of its own and holds a layer of this group."""
+    for name in group.modules:
+        while name:
+            if is_gated(model.get_submodule(name)):
+                return name
+            name = name.rpartition(".")[0]
+    return None
 
 
 def _fault(model: nn.Module, group: NeuronGroup) -> str | None:

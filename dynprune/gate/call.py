@@ -8,24 +8,29 @@ traces the former alone; a forward pass never waits in its middle, so that both 
 """
 
 import inspect
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError
-from dynprune.gate.instances import InstanceLayout
-from dynprune.gate.padding import PaddingMask, masks_of, real_tokens
+from dynprune.gate.instances import InstanceLayout, batch_of
+from dynprune.gate.padding import Masks, PaddingMask, Parameters, masks_of, real_tokens
+from dynprune.gate.reruns import checkpoint_at, frames_until, is_running
 from dynprune.gate.selection import GateOutput, Selection, threshold
 
 __all__ = ["Call", "GatedNeurons", "Observation", "Scope", "forcing", "observing", "recording"]
+
+
+_KEPT = "_dynprune_calls"  # attribute of what gradient checkpointing keeps
 
 
 @dataclass(eq=False)
@@ -92,15 +97,18 @@ class Call:
         masks: what may say which tokens are padding, as this module got it.
         selections: what the gates chose so far; one for all modules of the call.
         outer: the module around this one in the same call, or None.
+        known: masks that were read in the call.
+        frame: that calls the module; it tells a call that was interrupted. None where unknown.
     """
 
     scope: "Scope"
     path: str
     instances: int
-    masks: tuple[PaddingMask, ...]
+    masks: Masks
     selections: dict[GatedNeurons, Selection]
     outer: "Call | None" = None
-    known: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    known: list[tuple[PaddingMask, Tensor | None]] = field(default_factory=list)
+    frame: FrameType | None = None
 
     def selection(self, neurons: GatedNeurons) -> Selection:
         """Return what a gate chose in this call.
@@ -117,46 +125,62 @@ class Call:
             )
         return found
 
-    def real(self, tokens: Tensor) -> Tensor | None:
+    def real(self, tokens: Tensor, source: Tensor | None = None) -> Tensor | None:
         """Return which of these tokens (B, T, ...) are no padding, (B, T), or None for all.
 
         The mask is the one that the innermost module around the gate received; see
         `dynprune.gate.padding`.
+
+        Args:
+            tokens: that a gate chooses by.
+            source: what its layer got; the tokens themselves where None.
         """
-        call: Call | None = self
-        while call is not None:
-            for mask in call.masks:
+        source = tokens if source is None else source
+        for call in self.chain():
+            for mask in call.masks.about(source):
                 found = self._read(mask)
                 if found is not None and found.shape == tokens.shape[:2]:
                     return found
-            call = call.outer
+            if call.masks.end(source):
+                return None
         return None
+
+    def chain(self) -> "Iterator[Call]":
+        """Return the modules that run in the call, this one first and the outermost last."""
+        call: Call | None = self
+        while call is not None:
+            yield call
+            call = call.outer
+
+    def blank(self) -> "Call":
+        """Return this call before anything was chosen or read in it."""
+        outer = None if self.outer is None else self.outer.blank()
+        return replace(self, selections={}, known=[], frame=None, outer=outer)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Run the block in a call like this one, in which nothing has been chosen yet."""
         before = _thread.calls
-        fresh = replace(self, selections={}, known=[])
-        _thread.calls = (*before, fresh)
+        _thread.calls = (*before, replace(self, selections={}, known=[], frame=None))
         try:
             yield
         finally:
             _thread.calls = before
 
     def _read(self, mask: PaddingMask) -> Tensor | None:
-        for tensor, found in self.known:
-            if tensor is mask.tensor:
+        for other, found in self.known:
+            if other.tensor is mask.tensor and other.name == mask.name:
                 return found
         read = real_tokens(mask)
-        self.known.append((mask.tensor, read))
+        self.known.append((mask, read))
         return read
 
 
 class Scope:
     """A gated model as calls know it: opens them, and tells those of another model apart.
 
-    It holds no tensor and no state. Copies of a model have a scope of their own; replicas, which
-    run in threads of their own, share it.
+    It holds no tensor, and nothing of a call. Copies of a model have a scope of their own;
+    replicas, which run in threads of their own, share it.
     """
 
     def __init__(self) -> None:
@@ -166,7 +190,7 @@ class Scope:
         """Note every call of this module from now on, in place."""
         names = tuple(inspect.signature(module.forward).parameters)
         own = type(module).__module__.startswith("torch.nn.")
-        enter = _Enter(self, path, names, padding_alone=own)
+        enter = _Enter(self, path, Parameters(names, padding_alone=own))
         self.handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
         leave = _Leave(self, path)
         self.handles.append(module.register_forward_hook(leave, always_call=True))
@@ -177,19 +201,60 @@ class Scope:
             handle.remove()
         self.handles.clear()
 
-    def current(self) -> Call:
+    def current(self, *, trained: bool = False) -> Call:
         """Return the call that runs in this thread.
+
+        Args:
+            trained: whether its gradient may be asked for.
 
         Raises:
             GateError: where none does.
         """
+        call = self.around(trained=trained)
+        if call is None:
+            raise GateError(
+                "A gated layer was called outside a call of its model, so that its gate has no "
+                "input to choose by. Call the model, or a module that holds the whole neuron group."
+            )
+        return call
+
+    def around(self, *, trained: bool) -> Call | None:
+        """Return the call that runs in this thread, or None.
+
+        Gradient checkpointing runs a part of it again when it has ended: what is kept for that
+        keeps the call as well, so that the part knows the batch and the padding around it.
+        """
+        if torch.compiler.is_compiling() or not trained:
+            return self._newest()
+        here = sys._getframe(1)
+        _drop_interrupted(here)
+        call, keepers = self._newest(), []
+        for frame in frames_until(here, None if call is None else call.frame):
+            found = checkpoint_at(frame)
+            if found is None:
+                continue
+            keeper, again = found
+            if not again:
+                keepers.append(keeper)
+                continue
+            kept = getattr(keeper, _KEPT, {}).get(self)
+            if kept is not None:
+                call = replace(kept, selections={}, known=[], frame=frame)
+                _thread.calls = (*_thread.calls, call)
+            break
+        if call is None:
+            return None
+        for keeper in keepers:
+            if not hasattr(keeper, _KEPT):
+                setattr(keeper, _KEPT, {})
+            getattr(keeper, _KEPT).setdefault(self, call.blank())
+        return call
+
+    def _newest(self) -> Call | None:
         for call in reversed(_thread.calls):
             if call.scope is self:
                 return call
-        raise GateError(
-            "A gated layer was called outside a call of its model, so that its gate has no input "
-            "to choose by. Call the model, or a module that holds the whole neuron group."
-        )
+        return None
 
 
 @dataclass(eq=False)
@@ -198,33 +263,25 @@ class _Enter:
 
     scope: Scope
     path: str
-    names: tuple[str, ...]
-    padding_alone: bool
+    parameters: Parameters
 
-    def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note what this call brings; changes neither arguments nor module."""
-        outer = None
-        for call in reversed(_thread.calls):
-            if call.scope is self.scope:
-                outer = call
-                break
+        frame = None
+        if not torch.compiler.is_compiling():
+            frame = sys._getframe(1)
+            _drop_interrupted(frame)
+        trained = module.training or torch.is_grad_enabled()
+        outer = self.scope.around(trained=trained)
         if outer is not None and self._runs_already(outer):
             outer = None  # re-entered: a call of its own
-        masks = masks_of(args, kwargs, self.names, padding_alone=self.padding_alone)
+        masks = masks_of(args, kwargs, self.parameters)
         if outer is None:
-            call = Call(self.scope, self.path, _batch(args, kwargs), masks, {})
+            call = Call(self.scope, self.path, batch_of(args, kwargs), masks, {})
         else:
-            call = Call(
-                self.scope,
-                self.path,
-                outer.instances,
-                masks,
-                outer.selections,
-                outer,
-                outer.known,
-            )
+            shared = outer.selections, outer, outer.known
+            call = Call(self.scope, self.path, outer.instances, masks, *shared)
+        call.frame = frame
         _thread.calls = (*_thread.calls, call)
 
     def _runs_already(self, outer: Call) -> bool:
@@ -253,13 +310,6 @@ class _Leave:
                 return
 
 
-def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    for leaf in pytree.tree_leaves((args, dict(kwargs))):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return leaf.shape[0]
-    return 1
-
-
 Watcher = Callable[[Observation], None]
 
 
@@ -272,6 +322,14 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+def _drop_interrupted(here: FrameType) -> None:
+    """Forget calls that ended without their hooks: torch runs none after a KeyboardInterrupt."""
+    calls = _thread.calls
+    while calls and calls[-1].frame is not None and not is_running(calls[-1].frame, here):
+        calls = calls[:-1]
+    _thread.calls = calls
 
 
 @contextmanager

@@ -1,12 +1,19 @@
 """Put gated layers into a model, all of them or none, and take them out again."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from torch import nn
 
 from dynprune.errors import GateError, UsageError
+from dynprune.gate.attachment import (
+    ATTRIBUTE,
+    Attachment,
+    attached,
+    gate_parameters,
+    gates,
+    is_gated,
+)
 from dynprune.gate.attention import narrow
 from dynprune.gate.call import Scope
 from dynprune.gate.carriers import carry
@@ -17,66 +24,13 @@ from dynprune.gate.plan import GroupPlan, gated
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import Channels
 from dynprune.host.chance import seeded
-from dynprune.host.fused_paths import ClosedPath, close_fused_paths, open_fused_paths
+from dynprune.host.fused_paths import close_fused_paths, open_fused_paths
 from dynprune.host.hooks import hand_over
 from dynprune.host.replacing import replace_everywhere
 from dynprune.host.strides import laid_out, owns_its_memory
 from dynprune.rewrite.made import count_made
 
 __all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
-
-ATTRIBUTE = "_dynprune"
-
-
-@dataclass
-class Attachment:
-    """What `inject` did to a model, kept on it so that it can be undone and written down.
-
-    Attributes:
-        plans: every group that was considered, with its mode.
-        originals: the modules that were replaced, by name.
-        scope: notes the calls of the model's modules.
-        replacements: what stands in their places.
-        strides: of parameters that were laid out anew, as they were.
-        closed: torch's fused layers that would read past the gates.
-        made: changes that stood before the gates, see `count_made`.
-    """
-
-    plans: tuple[GroupPlan, ...]
-    originals: dict[str, nn.Module] = field(default_factory=dict)
-    scope: Scope = field(default_factory=Scope)
-    replacements: dict[str, nn.Module] = field(default_factory=dict)
-    strides: list[tuple[nn.Parameter, tuple[int, ...]]] = field(default_factory=list)
-    closed: tuple[ClosedPath, ...] = ()
-    made: int = 0
-
-
-def is_gated(model: nn.Module) -> bool:
-    """Whether `inject` has been at work on the model."""
-    return isinstance(vars(model).get(ATTRIBUTE), Attachment)
-
-
-def attached(model: nn.Module) -> Attachment:
-    """Give the record of what was done to a gated model.
-
-    Raises:
-        UsageError: where the model is not gated.
-    """
-    record = vars(model).get(ATTRIBUTE)
-    if not isinstance(record, Attachment):
-        raise UsageError("The model is not gated: call dynprune.apply first.")
-    return record
-
-
-def gates(model: nn.Module) -> dict[str, NeuronGate]:
-    """Give the gates of a model by their group's name, in the order of its modules."""
-    return {m.name: m for m in model.modules() if isinstance(m, NeuronGate)}
-
-
-def gate_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Give the parameters that the gates brought with them."""
-    for gate in gates(model).values():
-        yield from gate.parameters()
 
 
 def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> Attachment:

@@ -1,13 +1,16 @@
 """Which rows of a tensor belong to which instance of the batch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from dynprune.errors import GateError
 
-__all__ = ["InstanceLayout", "from_instances", "to_instances"]
+__all__ = ["InstanceLayout", "batch_of", "from_instances", "to_instances"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,11 @@ def from_instances(y: Tensor, like: Tensor, layout: InstanceLayout) -> Tensor:
         y = y.reshape(like.shape[1], like.shape[0], *like.shape[2:-1], y.shape[-1])
         return y.transpose(0, 1)
     return y.reshape(*like.shape[:-1], y.shape[-1])
+
+
+def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Return the batch of a call: the first axis of the first tensor in its arguments, or 1."""
+    for leaf in pytree.tree_leaves((args, dict(kwargs))):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return leaf.shape[0]
+    return 1

@@ -119,7 +119,8 @@ class DynamicLinear(nn.Module):
         return y.movedim(-1, 1) if self.layout == "pointwise" else y
 
     def _gated(self, x: Tensor) -> Tensor:
-        call = (*self.makes, *self.reads)[0].neurons.scope.current()
+        scope = (*self.makes, *self.reads)[0].neurons.scope
+        call = scope.current(trained=self.training or torch.is_grad_enabled())
         read = [self._bound(binding, call) for binding in self.reads]
         masked = [bound for bound in read if bound.selection.execution == "masked"]
         narrow = [bound for bound in read if bound.selection.execution != "masked"]
@@ -159,9 +160,9 @@ class DynamicLinear(nn.Module):
         count = call.instances if layout.folded else x.shape[layout.axis]
         tokens = to_instances(x, count, layout)
         if gate.config.source == "preactivation":
-            mean = pool_tokens(tokens, "mean", call.real(tokens))
+            mean = pool_tokens(tokens, "mean", call.real(tokens, x))
             tokens = F.linear(mean, self.matrix, self._constant())[:, None]
-        gate.choose(tokens, call)
+        gate.choose(tokens, call, x)
 
     def _product(
         self, x: Tensor, narrow: Sequence[Bound], columns: Kept | None, made: Sequence[Bound]

@@ -25,6 +25,7 @@ from dynprune.gate.topr import kept_count
 __all__ = ["NeuronGate"]
 
 LEAST_HIDDEN = 8  # neurons of a predictor's hidden layer
+LEAST_BETA = 1e-3  # by which a predictor learns at least
 
 
 class NeuronGate(nn.Module):
@@ -35,7 +36,8 @@ class NeuronGate(nn.Module):
         M_j = g_j \, [\, j \in \mathrm{Top}_r(s) \,]
 
     with z the pooled input, f the predictor, p the base score and M the mask. A fresh gate has
-    f = 0 and so keeps values of 1 in the order of the base scores. What it chose belongs to the
+    f = 0 and a calibrated one beta = 0, so that both keep values of 1: where nothing is skipped the
+    model is the dense one. What it chose belongs to the
     call (`dynprune.gate.call.Call`); the module holds parameters and settings alone.
 
     Args:
@@ -122,14 +124,15 @@ class NeuronGate(nn.Module):
         self.sync()
         return self
 
-    def choose(self, tokens: Tensor, call: Call) -> Selection:
+    def choose(self, tokens: Tensor, call: Call, source: Tensor | None = None) -> Selection:
         """Choose the neurons for the input that a producer is about to read, for this call.
 
         Args:
             tokens: (B, T, C) input of the owner (or its pre-activation).
             call: that runs; the selection is put into it.
+            source: what the owner got; the tokens themselves where None.
         """
-        real = call.real(tokens)
+        real = call.real(tokens, source)
         output = forced_output(self.members, tokens.shape[0])
         if output is None:
             output = self.scores(tokens, real)
@@ -153,8 +156,22 @@ class NeuronGate(nn.Module):
             return GateOutput(self.prior.expand(summary.shape[0], -1), None)
         f: Tensor = self.predictor(summary)
         f = f.to(self.prior.dtype)  # autocast makes it coarser
-        factor = 1.0 + self.beta * f if self.config.mode == "value" else None
+        factor = None
+        if self.config.mode == "value":
+            factor = 1.0 + self.beta * f
+            if self.training and f.requires_grad:
+                factor = factor + self._least_gradient() * (f - f.detach())
         return GateOutput(self.prior + f, factor)
+
+    def _least_gradient(self) -> Tensor:
+        """Return what the gradient of a value with respect to f gains, so that none is lost.
+
+        Calibration starts beta at zero. The value's own gradient with respect to f is beta; where
+        beta is less than `LEAST_BETA`, f learns as if it were that, and the value stays what it is.
+        """
+        beta = self.beta.detach()
+        least = torch.where(beta < 0, -LEAST_BETA, LEAST_BETA).to(beta)
+        return torch.where(beta.abs() < LEAST_BETA, least - beta, torch.zeros_like(beta))
 
     @property
     def running(self) -> Execution:

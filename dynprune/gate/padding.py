@@ -2,16 +2,26 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["PaddingMask", "masks_of", "real_tokens"]
+__all__ = ["Masks", "PaddingMask", "masks_of", "real_tokens"]
 
 _HIDDEN = -1e3  # an additive mask of attention is 0 where a token counts, and far below otherwise
 
 _OTHERS = ("encoder_", "cross_", "memory_", "context_")
 """How the names of masks begin that say something of the tokens of another part of the model."""
+
+_SOURCES = frozenset(
+    ("encoder_hidden_states", "key_value_states", "memory", "context", "key", "value")
+)
+"""Arguments that hold the tokens of another part of the model, which attention reads."""
+
+_PAIRS = ("attn_mask", "src_mask", "tgt_mask", "memory_mask", "causal_mask")
+"""How the names of masks end that, with two axes, say which token sees which: (T, T)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,34 +37,103 @@ class PaddingMask:
     tensor: Tensor
 
 
-def masks_of(
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    names: tuple[str, ...],
-    *,
-    padding_alone: bool,
-) -> tuple[PaddingMask, ...]:
-    """Return the masks among the arguments of a call, those of its own tokens first.
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """The masks that a module received, by the tokens that they are about.
+
+    Attributes:
+        own: about the tokens that pass through the module.
+        others: about those of another part of the model that it reads.
+        sources: the tokens of that part.
+        shape: first two axes of the module's own tokens, or None where unknown.
+        closed: whether the module takes masks of both kinds and got none of its own tokens, so
+            that no mask of the modules around it is about these.
+    """
+
+    own: tuple[PaddingMask, ...] = ()
+    others: tuple[PaddingMask, ...] = ()
+    sources: tuple[Tensor, ...] = ()
+    shape: torch.Size | None = None
+    closed: bool = False
+
+    def about(self, tokens: Tensor) -> tuple[PaddingMask, ...]:
+        """Return the masks that speak of these tokens."""
+        return self.others if self.come_from_others(tokens) else self.own
+
+    def end(self, tokens: Tensor) -> bool:
+        """Tell whether no module around this one has a mask that speaks of these tokens."""
+        return self.closed and not self.come_from_others(tokens)
+
+    def come_from_others(self, tokens: Tensor) -> bool:
+        """Tell whether tokens are those of the other part of the model."""
+        if any(tokens is source for source in self.sources):
+            return True
+        alike = [source for source in self.sources if source.shape[:2] == tokens.shape[:2]]
+        return bool(alike) and tokens.shape[:2] != self.shape
+
+
+class Parameters:
+    """The parameters of a module, by what they say of padding.
 
     Args:
-        args: by position.
-        kwargs: by name.
-        names: of the positional parameters.
+        names: in order.
         padding_alone: count masks alone whose names say that they mark padding; torch's own
             modules have others of the same shape.
+
+    Attributes:
+        elsewhere: masks that a module has two of, for an encoder and for a decoder; the decoder
+            itself gets its own, and no other part is meant by it.
+        both: whether masks of the module's own tokens and of another part's are among them.
     """
-    given = [*zip(names, args, strict=False), *kwargs.items()]
-    wanted = "padding_mask" if padding_alone else "mask"
-    masks = [
-        PaddingMask(name, value)
-        for name, value in given
-        if wanted in name and "masked" not in name and isinstance(value, Tensor)
-    ]
-    if len(masks) < 2:
-        return tuple(masks)
-    own = [mask for mask in masks if not mask.name.startswith(_OTHERS)]
-    others = [mask for mask in masks if mask.name.startswith(_OTHERS)]
-    return (*own, *others)
+
+    def __init__(self, names: tuple[str, ...], *, padding_alone: bool) -> None:
+        self.names, self.padding_alone = names, padding_alone
+        pairs = {f"decoder_{name}": name for name in names}
+        pairs.update({name.replace("src_", "tgt_", 1): name for name in names if "src_" in name})
+        self.elsewhere = frozenset(pairs) & frozenset(names)
+        self.both = {"own", "other"} <= {_kind(name, padding_alone) for name in names}
+
+
+def masks_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Parameters) -> Masks:
+    """Return the masks among the arguments of a call."""
+    own: list[PaddingMask] = []
+    others: list[PaddingMask] = []
+    sources: list[Tensor] = []
+    first: Tensor | None = None
+    empty = parameters.both  # nothing says which of the module's own tokens are padding
+    for name, value in (*zip(parameters.names, args, strict=False), *kwargs.items()):
+        if not isinstance(value, Tensor):
+            empty = empty and (value is None or _kind(name, parameters.padding_alone) != "own")
+            continue
+        if first is None and value.dim() > 1:
+            first = value
+        kind = _kind(name, parameters.padding_alone)
+        if kind == "own" and name not in parameters.elsewhere:
+            own.append(PaddingMask(name, value))
+            empty = False
+        elif kind == "other":
+            others.append(PaddingMask(name, value))
+        elif kind == "source" and value is not first:
+            sources.append(value)
+    if sources and not parameters.both:  # attention that reads another part: its mask is of that
+        own, others = [], [*own, *others]
+    if not (own or others or sources or empty):
+        return _NONE
+    shape = None if first is None else first.shape[:2]
+    return Masks(tuple(own), tuple(others), tuple(sources), shape, empty)
+
+
+_NONE = Masks()
+
+
+@cache
+def _kind(name: str, padding_alone: bool) -> str | None:
+    """Return what an argument is by its name: an ``own`` mask, an ``other`` one, a ``source``."""
+    if name in _SOURCES:
+        return "source"
+    if ("padding_mask" if padding_alone else "mask") not in name or "masked" in name:
+        return None
+    return "other" if name.startswith(_OTHERS) else "own"
 
 
 def real_tokens(mask: PaddingMask) -> Tensor | None:
@@ -69,8 +148,12 @@ def real_tokens(mask: PaddingMask) -> Tensor | None:
     if "padding_mask" in mask.name:
         return tensor == 0 if tensor.dim() == 2 else None
     if tensor.dim() == 2:
-        # Ones and zeros, or zeros and large negative numbers: a token that counts has the most.
-        return tensor == tensor.amax(1, keepdim=True) if tensor.is_floating_point() else tensor != 0
+        if mask.name.endswith(_PAIRS):
+            return None
+        if not tensor.is_floating_point():
+            return tensor != 0
+        # Ones and zeros where there is a one, else zeros and large negative numbers.
+        return torch.where((tensor > 0).any(), tensor > 0, tensor > _HIDDEN)
     if tensor.dim() == 4 or (tensor.dim() == 3 and mask.name.endswith("attention_mask")):
         seen = tensor > _HIDDEN if tensor.is_floating_point() else tensor != 0
         return seen.flatten(1, -2).any(1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynprune.example import Example
 from dynprune.gate.call import Observation, recording
 from dynprune.gate.predictor import pool_tokens
+from dynprune.host.chance import seeded
 from dynprune.host.failures import reraise_ours
 
 __all__ = ["padding_faults"]
@@ -19,7 +20,7 @@ __all__ = ["padding_faults"]
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 1e-4  # of the largest pooled value; what padding does to a mean is far larger
-_ENDS = ("key_padding_mask", "padding_mask", "attention_mask", "mask")
+_ENDS = ("key_padding_mask", "padding_mask", "attention_mask", "attn_mask", "mask")
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,7 @@ def _observed(
         for name in padding.inputs:
             call[name] = _changed(call[name], padding.mask.dim(), half, seed)
     by_place = [n for n in names if n in given and n not in ("args", "kwargs")]
-    with torch.random.fork_rng(devices=[]), recording() as seen:
-        torch.manual_seed(0)
+    with seeded(0), recording() as seen:
         model(**{n: call[n] for n in (*by_place, *(k for k in call if k not in by_place))})
     return {name: found[0] for name, found in seen.items() if len(found) == 1}
 

@@ -1,8 +1,9 @@
 """Prove every neuron group right by running it, and settle in which mode it runs."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
 from dynprune.gate.selection import GateOutput
+from dynprune.gate.units import Unit, fewer_tokens, units_of
 from dynprune.host.arguments import copied, with_noise
 from dynprune.host.chance import seeded
 from dynprune.host.failures import first_line, reraise_ours
@@ -35,24 +37,20 @@ TRIAL_RATIO = 0.5  # share of neurons that a trial skips
 UNSEEN = "neurons that it keeps do not change the output"
 
 
-@dataclass
-class _Unit:
-    """Groups that are tried together, and the module that runs them."""
-
-    module: str
-    plans: list[GroupPlan]
-
-
 def verify(
     model: nn.Module, plans: Sequence[GroupPlan], example: Example, calls: Mapping[str, int]
 ) -> list[GroupPlan]:
     """Try every gated group of an injected model and give its plan with the mode that is right.
 
     Each unit of groups runs on the inputs that it gets in a real call, with two random masks at
-    batch 2: first a negative control (skipped neurons' weights changed at random must change
-    nothing, kept ones' must change something), then compact against masked. A group whose compact
-    form is wrong or fails is tried in scatter form, then left masked; one that fails the control
-    is refused.
+    batch 2. Its masked result is the reference. One run proves it whole: compact, with the weights
+    of all skipped neurons changed at random, it gives the reference; then those of kept neurons,
+    group by group, must change something. This is first tried on the first few tokens.
+
+    Where it does not hold, every part is tried alone: a negative control of each group (skipped
+    neurons' weights must change nothing, kept ones' something), then compact against masked. A
+    group whose compact form is wrong or fails is tried in scatter form, then left masked; one that
+    fails the control is refused.
 
     Args:
         model: injected, in eval mode, with every gate in its planned mode.
@@ -64,8 +62,8 @@ def verify(
         One plan for each given, in the same order.
     """
     settled: dict[str, GroupPlan] = {}
-    waiting: dict[nn.Module, list[_Unit]] = {}
-    for unit in _units(plans, calls):
+    waiting: dict[nn.Module, list[Unit]] = {}
+    for unit in units_of(plans, calls):
         waiting.setdefault(model.get_submodule(unit.module), []).append(unit)
     busy = False
 
@@ -99,43 +97,6 @@ def verify(
     ]
 
 
-def _units(plans: Sequence[GroupPlan], calls: Mapping[str, int]) -> list[_Unit]:
-    """Bring groups together that share heads or a layer; find the smallest module that runs them.
-
-    What one group does to a layer must be right for the others that meet there.
-    """
-    units: list[tuple[set[str], list[GroupPlan]]] = []
-    for plan in gated(plans):
-        places, members = set(plan.group.modules), [plan]
-        if plan.group.heads:
-            parent = plan.group.producers[0].module.rpartition(".")[0]
-            places.add(f"heads of {parent}")
-        apart = []
-        for other in units:
-            if places.isdisjoint(other[0]):
-                apart.append(other)
-            else:
-                places |= other[0]
-                members = other[1] + members
-        units = [*apart, (places, members)]
-    return [_Unit(_runner(members, calls), members) for _, members in units]
-
-
-def _runner(plans: Sequence[GroupPlan], calls: Mapping[str, int]) -> str:
-    """Name the innermost module that holds all modules of these groups and runs exactly once."""
-    names = [name.split(".") for plan in plans for name in plan.group.modules]
-    prefix: list[str] = []
-    for parts in zip(*names, strict=False):
-        if len(set(parts)) > 1:
-            break
-        prefix.append(parts[0])
-    if all(prefix == name for name in names):
-        prefix = prefix[:-1]
-    while prefix and calls.get(".".join(prefix), 0) != 1:
-        prefix = prefix[:-1]
-    return ".".join(prefix)
-
-
 class _Trial:
     """One unit on one input: its masked result is the reference for everything else."""
 
@@ -151,6 +112,7 @@ class _Trial:
         self.call = (args, dict(kwargs))
         self.own = Snapshot(module)
         self.tolerance = 0.0
+        self.reference: list[Tensor | None] = []
         every = gates(model)
         scope = next(iter(every.values())).members.scope
         self.around = scope.current()
@@ -166,29 +128,58 @@ class _Trial:
             if gate.mean is not None:  # stays inside the trial: the gates are made anew after it
                 gate.mean.copy_(torch.rand(gate.neurons, generator=generator).to(like) - 0.5)
             gate.set_prune_ratio(TRIAL_RATIO if gate.width > 1 else 0.0)
-        fold_means(model)
+        fold_means(model, self._readers())
 
     def settle(self) -> list[GroupPlan]:
         """Give the plans with the modes that proved right."""
+        whole = self.call
         try:
-            self.tolerance = self._coarsest()
-            plans = [self._controlled(plan) for plan in self.plans]
-            if any(plan.reason == UNSEEN for plan in plans):  # an untrained model may pass zeros on
-                self.call = with_noise(self.call)
-                plans = [self._controlled(plan) for plan in self.plans]
-            kept = gated(plans)
-            modes = self._best([p for p in plans if p.mode != "refused"]) if kept else {}
-            return [modes.get(p.group.name, p) for p in plans]
+            for call in (fewer_tokens(whole), whole):
+                self.call = call
+                if call is not None and (plans := self._together()) is not None:
+                    return plans
+            return self._apart()
         finally:
             for gate in self.gates.values():
                 gate.narrow_heads(())
                 gate.verified = "masked"
                 gate.set_prune_ratio(0.0)
 
-    def _coarsest(self) -> float:
-        """Give the tolerance of the coarsest type in which a gated layer of this unit computes.
+    def _together(self) -> list[GroupPlan] | None:
+        """Prove all groups compact at once; None where that does not hold, or may hide a fault."""
+        read = {c.module for plan in self.plans for c in plan.group.consumers}
+        made = {c.module for plan in self.plans for c in plan.group.producers}
+        if not read.isdisjoint(made) or any(plan.mode != "compact" for plan in self.plans):
+            return None
+        if self._refer() is not None:
+            return None
+        chosen = [self._skipped_and_kept(plan) for plan in self.plans]
+        if not all(len(neurons) for pair in chosen for neurons in pair):
+            return None
+        skipped = [(plan, pair[0]) for plan, pair in zip(self.plans, chosen, strict=True)]
+        with self._disturbed(skipped):
+            heads, _ = self._compact(self.plans)
+        if heads is None:
+            return None
+        for plan, (_, kept) in zip(self.plans, chosen, strict=True):
+            if self._hides(plan, kept):
+                return None
+        return [replace(plan, heads=heads, reason=None) for plan in self.plans]
 
-        Under autocast, or where one part is kept in half precision, the output does not tell it.
+    def _apart(self) -> list[GroupPlan]:
+        """Prove every group alone, then find the modes in which they are right together."""
+        plans = self._controlled_all()
+        if any(plan.reason == UNSEEN for plan in plans):  # an untrained model may pass zeros on
+            self.call = with_noise(self.call)
+            plans = self._controlled_all()
+        modes = self._best(kept) if (kept := gated(plans)) else {}
+        return [modes.get(p.group.name, p) for p in plans]
+
+    def _refer(self) -> str | None:
+        """Run every group masked: the reference. Gives why the module fails, or None.
+
+        The tolerance is that of the coarsest type in which a gated layer of this unit computes:
+        under autocast, or where one part is kept in half precision, the output does not tell it.
         """
         seen: set[torch.dtype] = set()
 
@@ -197,66 +188,81 @@ class _Trial:
 
         names = {name for plan in self.plans for name in plan.group.modules}
         handles = [self.model.get_submodule(n).register_forward_hook(note) for n in names]
+        self.kept.clear()
         try:
-            self._run({})
-        except Exception as error:  # `_controlled` says it of each group
+            self.reference = self._run({})
+        except Exception as error:  # the host's own code, on gated layers
             reraise_ours(error)
-            logger.debug("A trial failed: %s", error)
+            return first_line(error)
         finally:
             for handle in handles:
                 handle.remove()
-        return max((TOLERANCE.get(dtype, 0.0) for dtype in seen), default=0.0)
+        self.tolerance = max((TOLERANCE.get(dtype, 0.0) for dtype in seen), default=0.0)
+        return None
 
     # The negative control
 
-    def _controlled(self, plan: GroupPlan) -> GroupPlan:
+    def _controlled_all(self) -> list[GroupPlan]:
+        failure = self._refer()
+        return [self._controlled(plan, failure) for plan in self.plans]
+
+    def _controlled(self, plan: GroupPlan, failure: str | None) -> GroupPlan:
         gate = self.gates[plan.group.name]
         if gate.kept == gate.width:
             return plan.refused("its segments are too small to prune")
-        try:
-            reference = self._run({})
-        except Exception as error:  # the host's own code, on gated layers
-            reraise_ours(error)
-            why = first_line(error)
-            return plan.refused(f"its module fails with a gated layer in its place: {why}")
-        keep = self.kept.get(gate.members)
-        if keep is None:
+        if failure is not None:
+            return plan.refused(f"its module fails with a gated layer in its place: {failure}")
+        if gate.members not in self.kept:
             return plan.refused("the model keeps its layers elsewhere and does not run gated ones")
-        dropped = (keep.sum(0) == 0).nonzero().flatten()
-        kept = (keep.sum(0) == 2).nonzero().flatten()
+        dropped, kept = self._skipped_and_kept(plan)
         if not len(dropped) or not len(kept):
             return plan.refused("it has too few neurons to verify")
-        if not self._agrees(lambda: self._disturbed(plan, dropped), reference):
+        if not self._hides(plan, dropped):
             return plan.refused("neurons that it skips still change the output")
-        if self._agrees(lambda: self._disturbed(plan, kept), reference):
+        if self._hides(plan, kept):
             return plan.refused(UNSEEN)
         return plan
 
-    def _disturbed(self, plan: GroupPlan, neurons: Tensor) -> list[Tensor | None]:
-        """Run with these neurons' producer rows replaced by noise."""
+    def _skipped_and_kept(self, plan: GroupPlan) -> tuple[Tensor, Tensor]:
+        """Give the neurons that both instances skip, and those that both keep."""
+        keep = self.kept.get(self.gates[plan.group.name].members)
+        if keep is None:
+            return torch.empty(0), torch.empty(0)
+        skips, keeps = (keep.sum(0) == 0), (keep.sum(0) == 2)
+        return skips.nonzero().flatten(), keeps.nonzero().flatten()
+
+    def _hides(self, plan: GroupPlan, neurons: Tensor) -> bool:
+        """Whether nothing beyond the group tells that the weights of its neurons changed."""
+        with self._disturbed([(plan, neurons)]):
+            return self._agrees(lambda: self._run({}, apart=plan))
+
+    @contextmanager
+    def _disturbed(self, chosen: Sequence[tuple[GroupPlan, Tensor]]) -> Iterator[None]:
+        """Replace the producer rows of groups' neurons by noise while the block runs."""
         saved: list[tuple[Tensor, Tensor, Tensor]] = []
         tensors: list[Tensor]
         generator = torch.Generator().manual_seed(1)
-        for channels in plan.group.producers:
-            layer = self.model.get_submodule(channels.module)
-            assert isinstance(layer, DynamicLinear)
-            rows = channels.index[neurons.cpu()].flatten().to(layer.weight.device)
-            tensors = [layer.matrix] if layer.bias is None else [layer.matrix, layer.bias]
-            for tensor in tensors:
-                before = tensor[rows].clone()
-                noise = torch.randn(before.shape, generator=generator).to(before)
-                saved.append((tensor, rows, before))
-                tensor[rows] = before + noise * tensor.std(unbiased=False).clamp_min(0.05) * 3
         try:
-            return self._run({}, apart=plan)
+            for plan, neurons in chosen:
+                for channels in plan.group.producers:
+                    layer = self.model.get_submodule(channels.module)
+                    assert isinstance(layer, DynamicLinear)
+                    rows = channels.index[neurons.cpu()].flatten().to(layer.weight.device)
+                    tensors = [layer.matrix] if layer.bias is None else [layer.matrix, layer.bias]
+                    for tensor in tensors:
+                        before = tensor[rows].clone()
+                        noise = torch.randn(before.shape, generator=generator).to(before)
+                        saved.append((tensor, rows, before))
+                        strength = before.std(unbiased=False).clamp_min(0.05) * 3
+                        tensor[rows] = before + noise * strength
+            yield
         finally:
-            for tensor, rows, before in saved:
+            for tensor, rows, before in reversed(saved):
                 tensor[rows] = before
 
     # Modes
 
     def _best(self, plans: list[GroupPlan]) -> dict[str, GroupPlan]:
-        reference = self._run({})
         chosen: dict[str, GroupPlan] = {}
         why: dict[str, str] = {}
         able = []
@@ -266,13 +272,15 @@ class _Trial:
             else:
                 why[plan.group.name] = plan.reason or ""
         if len(able) > 1:
-            heads, reason = self._compact(able, reference)
+            heads, reason = self._compact(able)
             if heads is not None:
                 chosen = {p.group.name: replace(p, heads=heads, reason=None) for p in able}
+        if len(chosen) == len(plans):
+            return chosen
         for plan in able:
             if plan.group.name in chosen:
                 continue
-            heads, reason = self._compact([plan], reference)
+            heads, reason = self._compact([plan])
             if heads is not None:
                 name = plan.group.name
                 chosen[name] = replace(plan, heads=heads, reason=None)
@@ -280,22 +288,20 @@ class _Trial:
                 why[plan.group.name] = reason
         for plan in plans:
             if plan.group.name not in chosen:
-                chosen[plan.group.name] = self._scattered(plan, reference, why[plan.group.name])
+                chosen[plan.group.name] = self._scattered(plan, why[plan.group.name])
         modes = {name: self._execution(plan) for name, plan in chosen.items()}
         heads = next((p.heads for p in chosen.values() if p.heads), ())
         narrowing = [name for name, plan in chosen.items() if plan.heads]
-        if not self._agrees(lambda: self._run(modes, heads, narrowing), reference):
+        if not self._agrees(lambda: self._run(modes, heads, narrowing)):
             why_not = "its groups are right alone but not together"
-            chosen = {p.group.name: self._scattered(p, reference, why_not) for p in plans}
+            chosen = {p.group.name: self._scattered(p, why_not) for p in plans}
         return chosen
 
     @staticmethod
     def _execution(plan: GroupPlan) -> Execution:
         return plan.mode if plan.mode != "refused" else "masked"
 
-    def _compact(
-        self, plans: Sequence[GroupPlan], reference: Results
-    ) -> tuple[tuple[HeadAttribute, ...] | None, str]:
+    def _compact(self, plans: Sequence[GroupPlan]) -> tuple[tuple[HeadAttribute, ...] | None, str]:
         """Find head attributes under which these groups run compactly, or say why none."""
         candidates: list[HeadAttribute] = []
         for plan in plans:
@@ -313,15 +319,15 @@ class _Trial:
                 narrow_what = "narrow heads" if plans[0].group.heads else "fewer neurons"
                 reason = reason or f"{narrow_what} break its code: {first_line(error)}"
                 continue
-            if close(result, reference, self.tolerance):
+            if close(result, self.reference, self.tolerance):
                 return heads, ""
             reason = reason or "its code does not follow narrow neurons"
         return None, reason
 
-    def _scattered(self, plan: GroupPlan, reference: Results, why: str) -> GroupPlan:
+    def _scattered(self, plan: GroupPlan, why: str) -> GroupPlan:
         modes: tuple[Execution, ...] = ("scatter", "masked")
         for mode in modes:
-            if self._agrees(partial(self._run, {plan.group.name: mode}), reference):
+            if self._agrees(partial(self._run, {plan.group.name: mode})):
                 return replace(plan, mode=mode, reason=why, heads=())
         return plan.refused(why)
 
@@ -359,8 +365,7 @@ class _Trial:
             differs = any(b.neurons is own or b.neurons in compact for b in layer.makes)
             made[layer] = None if differs else output
 
-        names = {c.module for plan in self.plans for c in plan.group.consumers}
-        readers = [self.model.get_submodule(name) for name in sorted(names)]
+        readers = self._readers()
         handles = [reader.register_forward_hook(keep) for reader in readers]
         try:
             args, kwargs = copied(self.call)
@@ -380,9 +385,13 @@ class _Trial:
             self.own.put_back()
         return [*tensors_of(output), *(made.get(reader) for reader in readers)]
 
-    def _agrees(self, run: Callable[[], Results], reference: Results) -> bool:
+    def _readers(self) -> list[nn.Module]:
+        names = {c.module for plan in self.plans for c in plan.group.consumers}
+        return [self.model.get_submodule(name) for name in sorted(names)]
+
+    def _agrees(self, run: Callable[[], Results]) -> bool:
         try:
-            return close(run(), reference, self.tolerance)
+            return close(run(), self.reference, self.tolerance)
         except Exception as error:  # host code fails in its own ways on narrow tensors
             reraise_ours(error)
             logger.debug("A trial failed: %s", error)

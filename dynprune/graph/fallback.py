@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
+from dynprune.host.outputs import tensors_of
 
 __all__ = ["DECOMPOSED", "Recorded", "record_one_run"]
 
@@ -54,7 +55,7 @@ def record_one_run(model: nn.Module, example: Example) -> Recorded:
         args, kwargs = pytree.tree_unflatten(filled, spec)
         # A copy: what the model assigns to its buffers is written into the dict.
         output = torch.func.functional_call(model, dict(tensors), args, kwargs)
-        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        return tensors_of(output)
 
     spans: list[tuple[str, int, int]] = []
     open_spans: list[tuple[str, int]] = []

@@ -18,6 +18,7 @@ from dynprune.graph.branches import record_branches
 from dynprune.graph.fallback import DECOMPOSED, Recorded, record_one_run
 from dynprune.host.arguments import copied
 from dynprune.host.modes import at_inference
+from dynprune.host.outputs import returning_tensors
 from dynprune.host.quiet import without_logs, without_stderr, without_warnings
 
 __all__ = ["Method", "Trace", "trace", "writes_in_place"]
@@ -150,7 +151,8 @@ def _first_line(error: Exception | None) -> str:
 
 
 def _exported(model: nn.Module, call: Example, batch: int, start: float) -> Trace:
-    program = torch.export.export(model, call.args, dict(call.kwargs), strict=False)
+    with returning_tensors(model):
+        program = torch.export.export(model, call.args, dict(call.kwargs), strict=False)
     operations = {node.target for node in program.graph.nodes}
     if operations & DECOMPOSED or any(_touches_neurons(node) for node in program.graph.nodes):
         table = torch.export.default_decompositions()

@@ -18,18 +18,26 @@ __all__ = ["SMALL", "cut", "packing", "several", "small_example", "variants"]
 logger = logging.getLogger(__name__)
 
 SMALL = 128  # pixels a side that suffice to see how a model handles its neurons
+SHORT = 32  # ids of a sequence, likewise
 
 #: Ways in which whole numbers vary, the most telling first.
 _WAYS: tuple[Ids, ...] = ("turned", "columns", "kept")
 
 
 def cut(example: Example) -> Example:
-    """Give the call with pictures of at most 128 pixels a side."""
+    """Return the call with pictures of at most 128 pixels a side, and long ids cut to 32."""
+    ids = [t for t in example.tensors if t.dim() == 2 and not t.is_floating_point()]
+    length = max((t.shape[1] for t in ids), default=0)
+    masks = [t for t in ids if t.dtype == torch.bool or int(t.max()) <= 1]
+    hidden = any(not bool(m[:, :SHORT].any(1).all()) for m in masks)  # padding stands first
 
     def corner(leaf: Any) -> Any:
-        pictures = isinstance(leaf, Tensor) and leaf.dim() == 4 and leaf.is_floating_point()
-        if pictures and max(leaf.shape[-2:]) > SMALL:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.dim() == 4 and leaf.is_floating_point() and max(leaf.shape[-2:]) > SMALL:
             return leaf[..., :SMALL, :SMALL]
+        if leaf.dim() == 2 and leaf.shape[1] == length >= 2 * SHORT and not hidden:
+            return leaf[:, :SHORT]
         return leaf
 
     return Example(*pytree.tree_map(corner, (example.args, dict(example.kwargs))))
@@ -71,7 +79,7 @@ def several(model: nn.Module, example: Example, instances: int = 2) -> Example |
 
 
 def small_example(model: nn.Module, example: Example) -> Example | str:
-    """Make a call of two different instances, with pictures cut to 128 pixels if that runs.
+    """Make a call of two different instances, with pictures and long ids cut if that runs.
 
     Args:
         model: in eval mode.
@@ -85,7 +93,7 @@ def small_example(model: nn.Module, example: Example) -> Example | str:
         found = several(model, small)
         if not isinstance(found, str):
             return found
-        logger.debug("The model does not run on %d pixels: %s", SMALL, found)
+        logger.debug("The model does not run on a smaller call: %s", found)
     return several(model, example)
 
 

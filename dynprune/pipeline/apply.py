@@ -1,26 +1,23 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from torch import nn
 
 from dynprune.data import Preprocessing, SegmentationData
-from dynprune.errors import NoMatchError, UsageError
+from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.gate import GroupPlan, attached, inject, is_gated, plan_groups, remove
-from dynprune.gate.fixed import fix_gates, only_fixable
-from dynprune.graph import Grouping, find_groups
+from dynprune.gate import attached, is_gated, remove
+from dynprune.gate.fixed import fix_gates
+from dynprune.graph import find_groups
 from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
 from dynprune.models.provenance import without_place
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.pipeline.pictures import preprocessing_of
-from dynprune.planning.calibrate import calibrate, start_from_weights
-from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
-from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensitivity
-from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
+from dynprune.planning.session import Aims, gate_in_one_pass
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.rewrite import Rewrite, count_made, rewrite, undo
 from dynprune.rewrite.cuts import refuse_fixed
@@ -55,6 +52,7 @@ def apply_recipe(
     calibration = None if calibration is None else list(calibration)
     refitted = 0
     made = count_made(model)
+    fixes = recipe.apply.gate.choose == "fixed"
     try:
         removed: list[Rewrite] = []
         if recipe.apply.drop_dead:
@@ -65,30 +63,23 @@ def apply_recipe(
             logger.info("Removed %d neurons of type III.", gone)
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
         grouping = find_groups(model, loaded.example)
-        plans = _planned(model, loaded.example, recipe, grouping, calibration or ())
-        if recipe.apply.gate.choose == "fixed":
-            plans = only_fixable(model, plans)
-        record = inject(model, plans, seed=recipe.runtime.seed)
-        refused = [plan for plan in record.plans if plan.mode == "refused"]
-        if len(refused) == len(record.plans):
-            reasons = sorted({plan.reason or "" for plan in refused})
-            raise NoMatchError(
-                f"No neuron group of {loaded.name} can be gated: {'; '.join(reasons[:3])}. "
-                "Run dynprune inspect to see them all."
-            )
-        start_from_weights(model)
-        if calibration is not None and recipe.apply.gate.start == "informed":
-            count = calibrate(model, calibration)
-            logger.info("Calibrated the gates on %d inputs.", count)
-            if recipe.apply.calibration.refit:
-                refitted = refit_consumers(model, calibration)
-                logger.info("Refitted %d layers that read gated neurons.", refitted)
-        elif recipe.apply.gate.start == "informed":
-            logger.warning(
-                "No data was given: neurons are ordered by their weights and skipped ones stand "
-                "at zero. Give --data to calibrate."
-            )
-        if recipe.apply.gate.choose == "fixed":
+        refitted = gate_in_one_pass(
+            model,
+            loaded.example,
+            grouping,
+            gate_configs(recipe, grouping.groups),
+            calibration,
+            Aims(
+                saves_time=recipe.apply.target == "latency",
+                spreads=recipe.sparsity.distribution == "sensitivity",
+                informed=recipe.apply.gate.start == "informed",
+                refits=recipe.apply.calibration.refit,
+                fixes=fixes,
+            ),
+            name=loaded.name,
+            seed=recipe.runtime.seed,
+        )
+        if fixes:
             rewrites.append(fix_gates(model, loaded.example)[0])
     except BaseException:
         _take_back(model, made, untrained=True)
@@ -123,30 +114,6 @@ def _take_back(model: nn.Module, made: int = 0, *, untrained: bool = False) -> N
         undo(model, max(made, attached(model).made))  # what was refitted, while it is gated
         remove(model, untrained=untrained)
     undo(model, made)
-
-
-def _planned(
-    model: nn.Module,
-    example: Example,
-    recipe: Recipe,
-    grouping: Grouping,
-    calibration: Sequence[Example],
-) -> list[GroupPlan]:
-    """Settle how every group is gated, and how much it skips."""
-    configs = gate_configs(recipe, grouping.groups)
-    # One set for every input sees no input, so none of the future either.
-    fixed = recipe.apply.gate.choose == "fixed"
-    plans = plan_groups(model, example, grouping.groups, configs, allow_causal=fixed)
-    saves_time = recipe.apply.target == "latency"
-    if saves_time:
-        plans = choose_by_latency(model, example, plans)
-    if recipe.sparsity.distribution == "uniform":
-        return plans
-    savings: Savings = SavedMacs(grouping.costs, plans)
-    if saves_time and calibration:
-        savings = SavedTime(model, example, plans)
-    plans = distribute_by_sensitivity(model, example, plans, savings, calibration)
-    return refuse_whole(plans) if saves_time else plans
 
 
 def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:

@@ -84,7 +84,7 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
             configs = {g.name: GateConfig() for g in grouping.groups}
         else:
             configs = gate_configs(recipe, grouping.groups)
-        plans = plan_groups(model, loaded.example, grouping.groups, configs)
+        plans = plan_groups(model, loaded.example, grouping.groups, configs, small=small)
     finally:
         undo(model, made)
     notes = (*_notes_of_fixed(fixed), *_notes_of(records), *grouping.notes)

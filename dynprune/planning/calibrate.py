@@ -37,6 +37,9 @@ def start_from_weights(model: nn.Module) -> None:
 def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = True) -> int:
     """Start order, means and predictors from what the dense model does on a few inputs, in place.
 
+    No neuron's value changes: a predictor orders the neurons from now on, and how strongly it moves
+    their values (beta) is left to training. Where the input explains nothing it is zero.
+
     Args:
         model: gated; its weights are not changed.
         calls: inputs, about 32 in all.
@@ -60,10 +63,12 @@ def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = Tru
             energy = moments.energy(gate.mean)
             residual = _set_prior(gate, energy)
             if dynamic and gate.predictor is not None and inputs > 3:
-                gained = fit_predictor(gate.predictor, moments.summaries, residual)
+                usual = residual.mean(0)  # what all inputs share belongs to the base scores
+                gate.prior.add_(usual)
+                gained = fit_predictor(gate.predictor, moments.summaries, residual - usual)
                 logger.debug("%s: the input explains %.2f of its energies", name, gained)
                 if gained > 0 and gate.config.mode == "value":
-                    gate.beta.fill_(1e-3)
+                    gate.beta.zero_()
     fold_means(model)
     return inputs
 

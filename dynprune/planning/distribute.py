@@ -1,8 +1,10 @@
 """Spread what is pruned over the groups by what each costs the output; the sum stays the same."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -11,22 +13,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
-from dynprune.gate import (
-    GroupPlan,
-    NeuronGate,
-    gates,
-    inject,
-    kept_count,
-    plan_groups,
-    remove,
-    set_execution,
-    set_prune_ratio,
-)
+from dynprune.gate import DynamicLinear, GroupPlan, NeuronGate, attached, gates, kept_count
 from dynprune.graph.neurons import MacNode
+from dynprune.host.failures import reraise_ours
 from dynprune.host.modes import at_inference
-from dynprune.host.trial import Snapshot
+from dynprune.host.outputs import close, tensors_of
+from dynprune.host.replay import record
+from dynprune.host.trial import trial
 from dynprune.measure.macs import analytic
-from dynprune.planning.calibrate import calibrate, start_from_weights
+from dynprune.measure.moments import dense_function
 
 __all__ = [
     "Choice",
@@ -46,8 +41,11 @@ LEVELS = (0.25, 0.5, 0.75, 0.9)
 """Prune ratios at which each part's effect is measured; between them it is interpolated, beyond the
 last no part goes."""
 
-SAMPLE = 8
+SAMPLE = 6
 """Inputs that the effect is measured on."""
+
+SIDE = 256
+"""Pixels a side of the middle of a picture that it is measured on, if the model takes that."""
 
 
 Part = Sequence[GroupPlan]
@@ -111,11 +109,7 @@ class Choice:
 
 
 def distribute_by_sensitivity(
-    model: nn.Module,
-    example: Example,
-    plans: Sequence[GroupPlan],
-    savings: Savings,
-    calls: Iterable[Example],
+    model: nn.Module, savings: Savings, calls: Iterable[Example]
 ) -> list[GroupPlan]:
     r"""Give every group a prune ratio of its own; the model saves what it would with the plans'.
 
@@ -127,29 +121,17 @@ def distribute_by_sensitivity(
     Effects are taken to add up. What saves most for its effect is pruned first.
 
     Args:
-        model: dense; left as it is.
-        example: one call of it.
-        plans: of its groups, as `plan_groups` settled them.
+        model: gated and calibrated; left as it is.
         savings: what pruning saves, and how much is enough.
-        calls: inputs; gates are calibrated on them all, effects measured on the first few.
+        calls: inputs; effects are measured on the first few.
 
     Returns:
-        The plans of all groups, verified anew at their ratios; those given, without any calls.
+        The plans of all its groups at their new ratios. Their proofs hold: they were of random
+        choices, whatever the ratio.
     """
-    calls = list(calls)
-    if not calls:
-        logger.warning(
-            "No data was given: every group skips the same share. Give --data to spread."
-        )
-        return list(plans)
+    plans = attached(model).plans
     parts = parts_of(plans)
-    inject(model, plans)
-    try:
-        start_from_weights(model)
-        calibrate(model, calls)
-        effects = _effects(model, parts, calls[:SAMPLE])
-    finally:
-        remove(model, untrained=True)
+    effects = _effects(model, parts, _sample(model, calls))
     options = [
         [Choice(kept, savings.of(part, kept), effect) for kept, effect in found]
         for part, found in zip(parts, effects, strict=True)
@@ -164,8 +146,7 @@ def distribute_by_sensitivity(
             ratio = 1.0 - choice.kept / width_of(plan)
             configs[plan.group.name] = replace(plan.config, prune_ratio=ratio)
             logger.info("%s: prune ratio %.2f", plan.group.name, ratio)
-    new = plan_groups(model, example, [plan.group for plan in plans], configs)
-    return [b if b.group.name in configs else a for a, b in zip(plans, new, strict=True)]
+    return [replace(p, config=configs.get(p.group.name, p.config)) for p in plans]
 
 
 def spread(
@@ -248,44 +229,107 @@ def _sizes(plan: GroupPlan) -> list[int]:
     return sorted({kept_count(width, ratio, align) for ratio in ratios}, reverse=True)
 
 
+def _sample(model: nn.Module, calls: Iterable[Example]) -> list[Example]:
+    """Take the first few calls; of pictures the middle, if the model runs on that."""
+    whole = list(itertools.islice(calls, SAMPLE))
+
+    def middle(leaf: object) -> object:
+        if not isinstance(leaf, Tensor) or leaf.dim() != 4 or not leaf.is_floating_point():
+            return leaf
+        for axis in (2, 3):
+            if (beyond := leaf.shape[axis] - SIDE) > 0:
+                leaf = leaf.narrow(axis, beyond // 2, SIDE)
+        return leaf
+
+    cut = [Example(*pytree.tree_map(middle, (call.args, dict(call.kwargs)))) for call in whole]
+    try:
+        with at_inference(model):
+            cut[0].run(model)
+    except Exception as error:  # any model may refuse another size, in its own words
+        reraise_ours(error)
+        logger.debug("Effects are measured on whole inputs: %s", error)
+        return whole
+    return cut
+
+
+@dataclass
+class _Curve:
+    """How the output moves as one part is pruned.
+
+    Attributes:
+        places: shares of a segment that are skipped, rising from 0.
+        levels: prune ratios that give them; None for 0.
+        errors: sums over the calls.
+    """
+
+    places: list[float]
+    levels: list[float | None]
+    errors: list[float]
+
+
 def _effects(
     model: nn.Module, parts: Sequence[Part], calls: Sequence[Example]
 ) -> list[list[tuple[int, float]]]:
-    """Give each part's sizes and the effect of each, all other parts whole."""
+    """Give each part's sizes and the effect of each, all other parts whole.
+
+    Whatever runs before a part gives what it gave in the dense run, where that is seen to give the
+    same output as long as nothing is pruned.
+    """
     by_name = gates(model)
+    gated = [[by_name[plan.group.name] for plan in part] for part in parts]
+    replays = [True] * len(parts)
+    with at_inference(model), dense_function(model):
+        curves = [_curve(here) for here in gated]
+        for call in calls:
+            with trial(model):
+                output, recording = record(model, partial(call.run, model), but=DynamicLinear)
+            dense = _tensors(output)
+            for place, (part, here, curve) in enumerate(zip(parts, gated, curves, strict=True)):
+                names = {name for plan in part for name in plan.group.modules}
+                with recording.until(names if replays[place] else ()):
+                    if call is calls[0] and not _repeats(model, call, dense):
+                        replays[place] = False
+                with recording.until(names if replays[place] else ()):
+                    for level, ratio in enumerate(curve.levels):
+                        if ratio is not None:
+                            _set(here, ratio)
+                            curve.errors[level] += _error(_output(model, call), dense)
+                _set(here, 0.0)
     found = []
-    with at_inference(model):
-
-        def outputs() -> list[list[Tensor]]:
-            return [_output(model, call, own) for call in calls]
-
-        set_execution(model, "masked")
-        set_prune_ratio(model, 0.0)
-        own = Snapshot(model)
-        dense = outputs()
-        for part in parts:
-            here = [by_name[plan.group.name] for plan in part]
-            places, values = [0.0], [0.0]
-            for level in LEVELS:
-                _set(here, level)
-                if (place := 1.0 - here[0].keep_ratio) > places[-1]:
-                    errors = [_error(a, b) for a, b in zip(outputs(), dense, strict=True)]
-                    places.append(place)
-                    values.append(sum(errors) / len(errors))
-            _set(here, 0.0)
-            width = width_of(part[0])
-            found.append(
-                [(k, float(np.interp(1.0 - k / width, places, values))) for k in _sizes(part[0])]
-            )
+    for part, curve in zip(parts, curves, strict=True):
+        width, means = width_of(part[0]), [error / len(calls) for error in curve.errors]
+        sizes = _sizes(part[0])
+        found.append([(k, float(np.interp(1.0 - k / width, curve.places, means))) for k in sizes])
     return found
 
 
-def _output(model: nn.Module, call: Example, own: Snapshot) -> list[Tensor]:
+def _curve(here: Sequence[NeuronGate]) -> _Curve:
+    """Find what the gates of a part skip at each level; levels that skip no more are left out."""
+    curve = _Curve([0.0], [None], [0.0])
+    for level in LEVELS:
+        _set(here, level)
+        if (place := 1.0 - here[0].keep_ratio) > curve.places[-1]:
+            curve.places.append(place)
+            curve.levels.append(level)
+            curve.errors.append(0.0)
+    _set(here, 0.0)
+    return curve
+
+
+def _output(model: nn.Module, call: Example) -> list[Tensor]:
     """Run one call from the model's own state."""
-    try:
+    with trial(model):
         return _tensors(call.run(model))
-    finally:
-        own.put_back()
+
+
+def _repeats(model: nn.Module, call: Example, dense: Sequence[Tensor]) -> bool:
+    """Whether a call that reuses what was recorded gives the output that it gave."""
+    try:
+        return close(_output(model, call), dense)
+    except Exception as error:  # the host's own code, where modules of it do not run
+        reraise_ours(error)
+        logger.debug("What ran before cannot be reused: %s", error)
+        return False
 
 
 def _set(here: Sequence[NeuronGate], ratio: float) -> None:
@@ -300,5 +344,4 @@ def _error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 def _tensors(output: object) -> list[Tensor]:
-    leaves = pytree.tree_leaves(output)
-    return [x.double() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    return [x.double() for x in tensors_of(output) if x.is_floating_point()]

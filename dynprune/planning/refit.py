@@ -136,10 +136,11 @@ def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: _Sums) -> It
             if gate.mean is not None:
                 z = z - gate.mean
             z = z.to(mask.dtype)
-            kept_z = z * mask
-            sums.across += z.t() @ kept_z
-            sums.kept += kept_z.t() @ kept_z
-            mean = z.double().sum(0)
+            factor = mask.double()
+            across = (z.t() @ z).double() * factor  # one product: the mask is alike for all tokens
+            sums.across += across
+            sums.kept += factor[:, None] * across
+            mean = z.sum(0, dtype=torch.float64)
             sums.whole_mean += mean
             sums.kept_mean += mean * mask
             sums.tokens += len(z)

@@ -21,8 +21,9 @@ from tests.gate.zoo_laws import (
     gate_all,
     gated_animal,
     run,
+    stir,
 )
-from tests.zoo import ZOO
+from tests.zoo import ZOO, enliven
 
 
 @pytest.mark.parametrize("name", ["vit", "segformer"])
@@ -180,3 +181,76 @@ def test_a_copy_of_a_gated_model_has_gates_of_its_own():
         gate.set_prune_ratio(0.0)
     assert error(run(other, call), before) > 1e-3
     assert error(run(model, call), before) == 0.0
+
+
+class BatchNormed(nn.Module):
+    """A hidden layer whose channels a batch norm and a depthwise convolution pass on."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm = nn.Conv2d(4, 16, 1), nn.BatchNorm2d(16)
+        self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.down = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        return self.down(nn.functional.gelu(self.depth(self.norm(self.up(x)))))
+
+
+@pytest.mark.parametrize("execution", ["compact", "masked"])
+@pytest.mark.parametrize("name", ["torch_encoder", "convnext", "mlp_mixer", "fused_pvt"])
+def test_an_empty_batch_gives_an_empty_result(name, execution):
+    model, example, *_ = gated_animal(name)
+    set_execution(model, execution)
+    one = run(model, example)
+    args = tuple(x[:0] for x in example.args)
+    empty = Example(args, {key: x[:0] for key, x in example.kwargs.items()})
+    found = run(model, empty)
+    assert [t.shape[1:] for t in found] == [t.shape[1:] for t in one]
+    assert all(len(t) == 0 for t in found)
+
+
+@pytest.mark.parametrize("execution", ["compact", "masked"])
+def test_an_empty_batch_passes_a_norm_and_a_depthwise_convolution(execution):
+    torch.manual_seed(0)
+    model, call = BatchNormed().eval(), Example((torch.randn(2, 4, 6, 6),))
+    assert {plan.mode for plan in gate_all(model, call).plans} == {"compact"}
+    set_execution(model, execution)
+    assert run(model, Example((call.args[0][:0],)))[0].shape == (0, 4, 6, 6)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_with_a_cache_gives_what_it_gives_without(beams):
+    torch.manual_seed(0)
+    config = hf.T5Config(
+        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=64,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    model = hf.T5ForConditionalGeneration(config).eval()
+    enliven(model)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, 4:] = 0
+    text = torch.randint(5, 60, (2, 9))
+    call = {"input_ids": text, "attention_mask": mask}
+    reply = {"decoder_input_ids": torch.randint(5, 60, (2, 7))}
+    gate_all(model, Example((), {**call, **reply}))
+    assert gates(model)
+    stir(model)
+
+    def write(**inputs):
+        with torch.no_grad():
+            return model.generate(
+                **inputs, max_new_tokens=8, num_beams=beams, do_sample=False, use_cache=cached
+            )
+
+    cached = True
+    quick = write(**call)
+    alone = write(input_ids=text[1:, :4])
+    encoder = model.get_encoder()
+    with torch.no_grad():
+        states = encoder(input_ids=text, attention_mask=mask)
+        assert torch.equal(
+            states.last_hidden_state, model(**call, **reply).encoder_last_hidden_state
+        )
+    cached = False
+    assert torch.equal(write(**call), quick)
+    assert torch.equal(alone[0], quick[1, : alone.shape[1]])

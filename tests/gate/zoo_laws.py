@@ -81,3 +81,22 @@ def difference(model, call):
         masked = run(model, call)
         set_execution(model, "compact")
         return error(run(model, call), masked)
+
+
+def stir(model: nn.Module, seed: int = 3) -> None:
+    """Give every predictor an opinion of its own, in place, as training would."""
+    random = torch.Generator().manual_seed(seed)
+    for gate in gates(model).values():
+        assert gate.predictor is not None
+        weight = gate.predictor.up.weight
+        weight.data.copy_(torch.randn(weight.shape, generator=random) * 0.5)
+        if gate.mean is not None:
+            gate.mean.data.copy_(torch.randn(gate.neurons, generator=random) * 0.3)
+    fold_means(model)
+
+
+def stirred(name: str, **config: object) -> tuple[nn.Module, Example]:
+    """Make a model of the zoo whose gates choose otherwise for every input."""
+    model, example, *_ = gated_animal(name, **config)  # type: ignore[arg-type]
+    stir(model)
+    return model, example

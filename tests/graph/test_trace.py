@@ -1,6 +1,7 @@
 """A trace sees the whole call and leaves the model as it was."""
 
 import copy
+import dataclasses
 import time
 
 import pytest
@@ -104,3 +105,45 @@ def test_segformer_b5_at_full_size_is_inspected_in_seconds():
     assert len(grouping.candidates) == 3 * 52 + 5
     # 6 s on an idle core; the cores here are shared.
     assert time.process_time() - start < 45
+
+
+class Cache:
+    """What a model gives beside its output, in a class that no tracer knows."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self.kept = kept
+
+
+@dataclasses.dataclass
+class Both:
+    """An output in a class of the model's own."""
+
+    output: Tensor
+    hidden: Tensor | None
+
+
+class Returning(nn.Module):
+    """A hidden layer whose output comes in some container."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.up, self.down, self.what = nn.Linear(8, 32), nn.Linear(32, 8), what
+
+    def forward(self, x: Tensor):
+        hidden = torch.relu(self.up(x))
+        y = self.down(hidden)
+        return (y, Cache(y)) if self.what == "cache" else Both(y, hidden)
+
+
+def test_a_model_that_returns_a_cache_is_exported_once_and_whole():
+    model = Returning("cache")
+    found = find_groups(model, Example((torch.randn(2, 8),)))
+    assert found.method == "export"
+    assert [(g.name, g.reason) for g in found.groups] == [("up", None)]
+    assert "forward" not in vars(model)
+
+
+def test_neurons_that_a_class_of_the_models_own_returns_are_outputs():
+    found = find_groups(Returning("both"), Example((torch.randn(2, 8),)))
+    (group,) = found.groups
+    assert "returned as an output" in group.reason
