@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,6 +37,9 @@ from .subject import (
     require_recipe,
 )
 from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def run(
@@ -121,6 +124,11 @@ def run(
         calls = pipeline.calibration_calls(pictures, followed, rules.preprocessing, device=place)
     gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
     save(gated, target, overwrite=overwrite)
+    if not is_gated(gated):
+        terminal.result(
+            *fixed_result(gated, followed.name, target, calibrated=pictures is not None)
+        )
+        return
     modes = Counter(plan.mode for plan in attached(gated).plans)
     kept = {name: gate.keep_ratio for name, gate in gates(gated).items()}
     mean_kept = sum(kept.values()) / len(kept)
@@ -136,3 +144,22 @@ def run(
         },
         f"{target}: {sum(modes.values())} groups ({counts}), {mean_kept:.0%} of neurons kept",
     )
+
+
+def fixed_result(
+    model: "nn.Module", recipe: str, target: Path, *, calibrated: bool
+) -> tuple[dict[str, object], str]:
+    """Say how many groups were fixed, and how narrow they are now."""
+    from dynprune.models import provenance_of
+    from dynprune.rewrite.cuts import fixed_groups
+
+    groups = fixed_groups(provenance_of(model).rewrites)
+    kept = sum(len(group["kept"]) / group["neurons"] for group in groups) / len(groups)
+    document = {
+        "output": str(target),
+        "recipe": recipe,
+        "modes": {"fixed": len(groups)},
+        "keep_ratio": kept,
+        "calibrated": calibrated,
+    }
+    return document, f"{target}: {len(groups)} groups fixed, {kept:.0%} of neurons kept for good"

@@ -66,9 +66,10 @@ def run(
     prepare(threads, followed)
     loaded = load_subject(model, followed, weights=weights, size=size, device="cpu")
     from dynprune.gate import is_gated
+    from dynprune.models import is_fixed
     from dynprune.pipeline import apply_recipe
 
-    if followed is not None and not is_gated(loaded.module):
+    if followed is not None and not (is_gated(loaded.module) or is_fixed(loaded.module)):
         apply_recipe(loaded, followed)
     exported: Any = _writer(engine)(
         loaded.module,

@@ -90,9 +90,10 @@ def flops(
     loaded = load_subject(model, followed, weights=weights, size=size, batch=batch, device=place)
     from dynprune.gate import is_gated
     from dynprune.measure.macs import macs_report
+    from dynprune.models import is_fixed
     from dynprune.pipeline import apply_recipe
 
-    if not is_gated(loaded.module):
+    if not (is_gated(loaded.module) or is_fixed(loaded.module)):
         if followed is None:
             terminal.note("the model is dense and no --recipe says how to gate it")
         else:

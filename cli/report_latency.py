@@ -72,9 +72,10 @@ def run(
     prepare(threads, followed)
     loaded = load_subject(model, followed, weights=weights, size=size, batch=batch, device="cpu")
     from dynprune.gate import is_gated
+    from dynprune.models import is_fixed
     from dynprune.pipeline import apply_recipe
 
-    if not is_gated(loaded.module):
+    if not (is_gated(loaded.module) or is_fixed(loaded.module)):
         apply_recipe(loaded, require_recipe(followed))
     found = time_engines(loaded, engines, runs=runs, threads=threads)
     record = found.to_json()

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,18 @@ from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import MacNode
 from dynprune.host.modes import evaluating
 from dynprune.measure.executed import Formula, count_executed
+from dynprune.models import is_fixed, provenance_of, records_of, set_provenance
 from dynprune.rewrite import FoldedDecoder, undo
+from dynprune.rewrite.cuts import FIX_NEURONS
+from dynprune.rewrite.narrow import DROP_NEURONS
+from dynprune.rewrite.widen import widen
 
 __all__ = [
     "ExecutedRange",
     "LayerMacs",
     "MacsReport",
     "analytic",
+    "as_published",
     "macs_report",
     "parameter_count",
     "without_gates",
@@ -151,16 +156,17 @@ def macs_report(
             own costs in the traced graph is said by its rule, with `Walk.product`.
     """
     rewritten = without_gates(model)
-    dense = undo(copy.deepcopy(rewritten))
+    dense = as_published(rewritten)
     with evaluating(model), evaluating(rewritten), evaluating(dense), torch.no_grad():
         before = count_executed(dense, example, handles=handles)
         counts = [count_executed(model, call, handles=handles) for call in calls or (example,)]
         ran = [count.total for count in counts]
         grouping = find_groups(rewritten, example, rules=rules)
+        left = find_groups(model, example, rules=rules) if is_fixed(model) else grouping
     found = gates(model)
     plans = attached(model).plans if is_gated(model) else ()
     pruned = analytic(
-        grouping.costs,
+        left.costs,
         {name: gate.keep_ratio for name, gate in found.items()},
         {plan.group.name: plan.mode for plan in plans},
     )
@@ -184,9 +190,25 @@ def macs_report(
 
 
 def without_gates(model: nn.Module) -> nn.Module:
-    """Copy a model and take the copy's gates out; rewrites stay."""
+    """Copy a model and take the copy's gates out; rewrites stay.
+
+    Layers of fixed groups get their dense sizes, with weights that repeat.
+    """
     bare = copy.deepcopy(model)
+    if is_fixed(bare):
+        known = provenance_of(bare)
+        widen(bare, known.rewrites)
+        left = tuple(
+            record for record in known.rewrites if record.name not in (DROP_NEURONS, FIX_NEURONS)
+        )
+        set_provenance(bare, replace(known, rewrites=left))
     return remove(bare) if is_gated(bare) else bare
+
+
+def as_published(model: nn.Module) -> nn.Module:
+    """Copy a model without gates into the sizes and the form that its dense weights have."""
+    dense = copy.deepcopy(model)
+    return undo(widen(dense, records_of(dense)))
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ from dynprune.errors import RecipeError
 from dynprune.gate import GroupPlan, gates
 from dynprune.models.provenance import Provenance
 from dynprune.recipe.source import dump_yaml, parse_yaml
+from dynprune.rewrite.cuts import fixed_groups
 
 __all__ = ["model_card"]
 
@@ -34,9 +35,9 @@ _LOADING = """## Load it
 {code}
 ```
 
-The model is called as its dense form is, and gives the same shapes. Each input computes the neurons
-that its gates choose; the rest is skipped, not masked. Loading needs `pip install dynprune`, and
-neither a recipe nor training code.
+The model is called as its dense form is, and gives the same shapes. Where it has gates, each input
+computes the neurons that they choose; the rest is skipped, not masked. Loading needs
+`pip install dynprune`, and neither a recipe nor training code.
 
     dynprune inspect DIRECTORY              # which neuron groups are gated, and how
     dynprune report flops DIRECTORY         # multiply-adds: dense, rewritten, pruned
@@ -62,7 +63,8 @@ def model_card(
         steps: optimizer steps of training, where there was any.
     """
     name = Path(provenance.name).name or provenance.name
-    title = f"{name}, dynamically pruned" if plans else name
+    fixed = fixed_groups(provenance.rewrites)
+    title = f"{name}, dynamically pruned" if plans else f"{name}, pruned" if fixed else name
     parts = [f"---\n{dump_yaml(_front(provenance, bool(plans)))}---\n", f"# {title}\n"]
     if plans:
         kept = [gate.keep_ratio for gate in gates(model).values()]
@@ -71,6 +73,13 @@ def model_card(
             f"[dynprune](https://pypi.org/project/dynprune/) gated `{name}`: every input computes "
             f"only the neurons that it needs. {share} of the neurons are skipped, on average over "
             "its gates.\n"
+        )
+    if fixed:
+        kept = [len(group["kept"]) / group["neurons"] for group in fixed]
+        parts.append(
+            f"[dynprune](https://pypi.org/project/dynprune/) removed neurons of `{name}` for good: "
+            f"{1 - sum(kept) / len(kept):.0%} on average over {len(fixed)} groups. Its layers are "
+            "plain and narrow, the same for every input.\n"
         )
     rows = "\n".join(f"| {key} | {value} |" for key, value in _rows(model, plans, scores, steps))
     parts.append(f"| | |\n|---|---|\n{rows}\n")

@@ -11,8 +11,16 @@ from torch import nn
 from dynprune.models.processor import processor_beside
 from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
+from dynprune.rewrite.cuts import fixed_groups
 
-__all__ = ["Provenance", "provenance_of", "set_provenance", "without_place"]
+__all__ = [
+    "Provenance",
+    "is_fixed",
+    "provenance_of",
+    "records_of",
+    "set_provenance",
+    "without_place",
+]
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -81,3 +89,14 @@ def provenance_of(model: nn.Module) -> Provenance:
         return known
     source = source_of(model)
     return Provenance(source, type(model).__name__, (), processor=processor_beside(model))
+
+
+def records_of(model: nn.Module) -> tuple[Rewrite, ...]:
+    """Return the records of a model's rewrites, none where nothing is known of it."""
+    known = vars(model).get(ATTRIBUTE)
+    return known.rewrites if isinstance(known, Provenance) else ()
+
+
+def is_fixed(model: nn.Module) -> bool:
+    """Whether groups of a model keep one set of neurons for every input, the rest removed."""
+    return bool(fixed_groups(records_of(model)))

@@ -11,10 +11,11 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate import attached, is_gated, remove
 from dynprune.gate.config import Importance
+from dynprune.gate.fixed import fix_gates
 from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Rule, find_groups
 from dynprune.laws import note_dense
-from dynprune.models import LoadedModel, Provenance, provenance_of, set_provenance
+from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
 from dynprune.models.provenance import without_place
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.pipeline.check import require_laws
@@ -24,6 +25,7 @@ from dynprune.planning.removal import drop_dead
 from dynprune.planning.session import Aims, gate_in_one_pass
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.rewrite import Rewrite, count_made, rewrite, undo
+from dynprune.rewrite.cuts import refuse_fixed
 from dynprune.rewrite.narrow import why_narrow
 
 __all__ = ["apply_recipe", "calibration_calls", "restore"]
@@ -52,19 +54,22 @@ def apply_recipe(
         rules: what each operation does to neurons, by its ATen name.
 
     Returns:
-        ``loaded.module``, gated and in eval mode. Where anything fails it is as it was.
+        ``loaded.module`` in eval mode, gated; with ``apply.gate.choose: fixed`` it has narrow plain
+        layers and no gates. Where anything fails it is as it was.
 
     Raises:
         NoMatchError: where a target matches nothing, or no group at all can be gated.
         LawError: where the gated model is not the dense one with nothing skipped, or a small call
             shows that it would be wrong otherwise.
         UsageError: where ``predictor`` or ``importance`` is not what it should be, or could have
-            no effect.
+            no effect, or neurons were removed from the model for good before.
     """
     model = loaded.module
     _check_own(recipe, calibration, predictor, importance)
+    refuse_fixed(records_of(model))
     calibration = None if calibration is None else list(calibration)
     made = count_made(model)
+    fixes = recipe.apply.gate.choose == "fixed"
     try:
         removed: list[Rewrite] = []
         if recipe.apply.drop_dead:
@@ -91,6 +96,7 @@ def apply_recipe(
                 saves_time=recipe.apply.target == "latency",
                 spreads=recipe.sparsity.distribution == "sensitivity",
                 informed=informed,
+                fixes=fixes,
             ),
             name=loaded.name,
             seed=recipe.runtime.seed,
@@ -101,6 +107,8 @@ def apply_recipe(
             refitted = refit_consumers(model, calibration)  # changes what is dense
             logger.info("Refitted %d layers that read gated neurons.", refitted)
             require_laws(model, note, whole=False)
+        if fixes:
+            rewrites.append(fix_gates(model, loaded.example)[0])
     except BaseException:
         _take_back(model, made, untrained=True)
         raise
@@ -168,9 +176,11 @@ def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
         model with the student's weights.
 
     Raises:
-        UsageError: the model was loaded from files, and its dense weights are not in them.
+        UsageError: groups were fixed, or the model was loaded from files, and its dense weights
+            are not in them; the model is untouched.
     """
     known = provenance_of(model)
+    refuse_fixed(known.rewrites)
     if known.from_files:
         if (gone := why_narrow(known.rewrites)) is not None:
             raise UsageError(

@@ -194,6 +194,9 @@ def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, Gat
 
 def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
     gate = recipe.apply.gate
+    order = gate.order
+    if gate.choose == "fixed" and order == "dynamic":
+        order = "fixed"
     return GateConfig(
         prune_ratio=prune_ratio,
         mode=gate.mode,
@@ -203,7 +206,7 @@ def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
         source=gate.input,
         pool=gate.pool,
         compensation=gate.compensation,
-        order=gate.order,
+        order=order,
         masked=gate.masked,
     )
 

@@ -8,10 +8,11 @@ from dynprune.gate import GateConfig, GroupPlan, attached, is_gated, plan_groups
 from dynprune.gate.probe import small_example
 from dynprune.graph import RULES, Rule, find_groups
 from dynprune.host.modes import at_inference
-from dynprune.models import LoadedModel
+from dynprune.models import LoadedModel, records_of
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.recipe import Recipe
 from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, count_made, rewrite, undo
+from dynprune.rewrite.cuts import fixed_groups
 
 __all__ = ["Inspection", "inspect_model"]
 
@@ -74,6 +75,7 @@ def inspect_model(
     model = loaded.module
     if is_gated(model):
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
+    fixed = fixed_groups(records_of(model))
     made = count_made(model)
     try:
         # Nothing is kept, so the proof may run on less.
@@ -88,8 +90,19 @@ def inspect_model(
         plans = plan_groups(model, loaded.example, grouping.groups, configs, small=small)
     finally:
         undo(model, made)
-    notes = (*_notes_of(records), *grouping.notes)
+    notes = (*_notes_of_fixed(fixed), *_notes_of(records), *grouping.notes)
     return Inspection(loaded.name, tuple(plans), grouping.seconds, notes)
+
+
+def _notes_of_fixed(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say which neurons were removed for good."""
+    if groups:
+        kept = sum(len(group["kept"]) for group in groups)
+        every = sum(group["neurons"] for group in groups)
+        yield (
+            f"{len(groups)} groups are fixed: {kept} of {every} neurons are left, the others were "
+            "removed from their layers for good"
+        )
 
 
 def _notes_of(records: Sequence[Rewrite]) -> Iterator[str]:

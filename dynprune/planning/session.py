@@ -17,6 +17,7 @@ from dynprune.gate import (
     remove,
     settle,
 )
+from dynprune.gate.fixed import only_fixable
 from dynprune.graph import Grouping
 from dynprune.planning.calibrate import calibrate, start_from_weights
 from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
@@ -35,11 +36,14 @@ class Aims:
         saves_time: gate only what saves time here, rather than multiply-adds.
         spreads: give every group a prune ratio of its own, by what it costs the output.
         informed: start from what the dense model does on inputs, where there are any.
+        fixes: gate only groups whose neurons can be removed for good. Causal ones may be, since one
+            set for every input sees none of their future.
     """
 
     saves_time: bool = False
     spreads: bool = False
     informed: bool = True
+    fixes: bool = False
 
 
 def gate_in_one_pass(
@@ -72,8 +76,13 @@ def gate_in_one_pass(
     Raises:
         NoMatchError: where no group at all can be gated.
     """
-    gate_model(model, example, grouping.groups, configs, seed=seed)
+    gate_model(model, example, grouping.groups, configs, seed=seed, allow_causal=aims.fixes)
     _demand_gates(model, name)
+    if aims.fixes:
+        proven = attached(model).plans
+        remove(model)
+        inject(model, only_fixable(model, proven), seed=seed)
+        _demand_gates(model, name)
     savings: Savings | None = None
     spreads = aims.spreads and _has(calls)
     if aims.saves_time:

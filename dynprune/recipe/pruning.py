@@ -31,6 +31,10 @@ class Target(Section):
 class Gate(Section):
     """How each gate chooses the neurons of one input."""
 
+    choose: Literal["neurons", "fixed"] = "neurons"
+    """What is chosen: single neurons for every input, or one set for all, with the rest of the
+    neurons removed for good from layers that stay plain."""
+
     mode: Literal["value", "straight_through"] = "value"
     """Kept neurons carry the gate's values, or 1 with the value's gradient."""
 

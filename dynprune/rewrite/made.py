@@ -6,7 +6,7 @@ from torch import nn
 
 from dynprune.host.trial import OWN_MARK
 
-__all__ = ["Undo", "count_made", "note_undo", "take_back"]
+__all__ = ["Undo", "count_made", "forget_undo", "note_undo", "take_back"]
 
 Undo = Callable[[nn.Module], None]
 """Takes one change of a model back, in place. A partial of a function of a module, so that it is
@@ -33,3 +33,9 @@ def take_back(model: nn.Module, since: int = 0) -> None:
         made.pop()
     if not made:
         vars(model).pop(_ATTRIBUTE, None)
+
+
+def forget_undo(model: nn.Module, since: int) -> None:
+    """Forget how all changes after the first ``since`` are taken back, in place."""
+    made: list[Undo] = vars(model).get(_ATTRIBUTE, [])
+    del made[since:]

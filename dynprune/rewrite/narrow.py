@@ -6,11 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.rewrite.cuts import Cut, Side, is_torchs_own, length, narrow_layers
 from dynprune.rewrite.made import note_undo
 from dynprune.rewrite.record import Rewrite
 
@@ -19,8 +18,6 @@ __all__ = ["DROP_NEURONS", "can_narrow", "drop_neurons", "narrow_again", "why_na
 DROP_NEURONS = "drop-neurons"
 
 _SIZES = ("in_features", "out_features", "in_channels", "out_channels", "groups", "num_features")
-
-Pruner = Callable[[nn.Module, Sequence[int]], nn.Module]
 
 
 def can_narrow(model: nn.Module, group: NeuronGroup) -> bool:
@@ -36,7 +33,7 @@ def can_narrow(model: nn.Module, group: NeuronGroup) -> bool:
         and not group.parameters
         and bool(group.consumers)
         and all(channels.is_whole for channels in places)
-        and all(_pruner(model.get_submodule(m), side) is not None for m, side in _sides(group))
+        and all(is_torchs_own(model.get_submodule(m), side) for m, side in _sides(group))
     )
 
 
@@ -146,7 +143,7 @@ def _places(kept: list[int], like: Tensor) -> Tensor:
 def narrow_again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
     """Check that a record fits, and give the function that narrows the layers in place."""
     for name, side in record.details["sides"]:
-        if _pruner(model.get_submodule(name), side) is None:
+        if not is_torchs_own(model.get_submodule(name), side):
             raise ValueError(f"{name} has no {side} channels to take out")
     return lambda: _narrow(model, record.details)
 
@@ -164,34 +161,15 @@ def _made(record: Rewrite) -> bool:
 
 def _narrow(model: nn.Module, details: Mapping[str, Any]) -> None:
     for name, side in details["sides"]:
-        module = model.get_submodule(name)
-        prune = _pruner(module, side)
-        assert prune is not None
-        prune(module, details["dead"])
+        size = length(model.get_submodule(name), Cut(name, side, ()))
+        dead = set(details["dead"])
+        kept = tuple(neuron for neuron in range(size) if neuron not in dead)
+        narrow_layers(model, [Cut(name, side, kept)])
 
 
-def _sides(group: NeuronGroup) -> list[tuple[str, str]]:
+def _sides(group: NeuronGroup) -> list[tuple[str, Side]]:
     """Give every layer of the group, with the side on which it holds the neurons."""
     return [
         *((channels.module, "out") for channels in (*group.producers, *group.carriers)),
         *((channels.module, "in") for channels in group.consumers),
     ]
-
-
-def _pruner(module: nn.Module, side: str) -> Pruner | None:
-    """Give torch-pruning's function for one side of a layer; None where there is none."""
-    if type(module) is nn.Linear:
-        if side == "out":
-            return torch_pruning.prune_linear_out_channels
-        return torch_pruning.prune_linear_in_channels
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if module.groups == module.in_channels == module.out_channels and side == "out":
-            return torch_pruning.prune_depthwise_conv_out_channels
-        if module.groups == 1:
-            if side == "out":
-                return torch_pruning.prune_conv_out_channels
-            return torch_pruning.prune_conv_in_channels
-        return None
-    if isinstance(module, _BatchNorm) and side == "out":
-        return torch_pruning.prune_batchnorm_out_channels
-    return None

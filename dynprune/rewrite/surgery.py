@@ -12,8 +12,9 @@ from dynprune.rewrite.attention.unpack import (
     unpack_again,
     unpack_attention,
 )
+from dynprune.rewrite.cuts import FIX_NEURONS, fix_again
 from dynprune.rewrite.decoder.fold import FOLD_DECODER, fold_decoders, refold
-from dynprune.rewrite.made import take_back
+from dynprune.rewrite.made import count_made, take_back
 from dynprune.rewrite.memory import (
     CHANNELS_LAST,
     lay_out_again,
@@ -44,6 +45,12 @@ REWRITES: Mapping[str, RewriteKind] = {
     UNPACK_ATTENTION: RewriteKind(unpack_attention, unpack_again),
 }
 """Every lossless rewrite by its name in a recipe."""
+
+_FOR_GOOD: Mapping[str, Callable[[nn.Module, Rewrite], Callable[[], None]]] = {
+    DROP_NEURONS: narrow_again,
+    FIX_NEURONS: fix_again,
+}
+"""What makes the records of removed neurons again."""
 
 
 def rewrite(
@@ -91,10 +98,26 @@ def reapply(
         UsageError: a record does not fit the model, which is then untouched.
     """
     made = [record for record in rewrites if record.reason is None]
-    _check_names([record.name for record in made if record.name != DROP_NEURONS], kinds)
+    _check_names([record.name for record in made if record.name not in _FOR_GOOD], kinds)
+    # What is fixed last may lie in layers that other rewrites make.
+    first = [record for record in made if record.name != FIX_NEURONS]
+    last = [record for record in made if record.name == FIX_NEURONS]
+    before = count_made(model)
+    _again(model, first, kinds)
+    try:
+        return _again(model, last, kinds)
+    except UsageError:
+        undo(model, before)
+        raise
+
+
+def _again(
+    model: nn.Module, records: Sequence[Rewrite], kinds: Mapping[str, RewriteKind]
+) -> nn.Module:
+    """Check that all of some records fit, then make all of them again, in place."""
     steps = []
-    for record in made:
-        again = narrow_again if record.name == DROP_NEURONS else kinds[record.name].again
+    for record in records:
+        again = _FOR_GOOD.get(record.name) or kinds[record.name].again
         try:
             steps.append(again(model, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ __all__ = [
 
 
 PointwiseForm = Literal["linear", "convolution"]
+_Asked = TypeVar("_Asked")
 
 _FORM: ContextVar[PointwiseForm] = ContextVar("pointwise form", default="linear")
 _SLICES: ContextVar[int] = ContextVar("slices of channels", default=1)
@@ -59,13 +60,18 @@ def pointwise_bias(module: nn.Module) -> Tensor | None:
     return cast(Tensor | None, module.bias)
 
 
+def _asked(variable: ContextVar[_Asked]) -> _Asked | None:
+    """Return what an exporter asks for; a compiler, which cannot read it, asks for nothing."""
+    return None if torch.compiler.is_dynamo_compiling() else variable.get()
+
+
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Map the channels of ``x`` (B, C, H, W) by ``weight`` (D, C).
 
     As ``linear`` it is a matrix product over channels-last memory, which the result has too; as
     ``convolution`` an engine that compiles the exported graph may lay memory out as it likes.
     """
-    if _FORM.get() == "convolution":
+    if _asked(_FORM) == "convolution":
         return F.conv2d(x, weight[:, :, None, None], bias)
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
@@ -176,7 +182,7 @@ class FoldedDecoder(nn.Module):
         )
         if not is_live and self._runs_in_bands(maps[0]):
             return self._band_by_band(maps, weights, bias, size)
-        if not is_live and _SLICES.get() > 1 and self._ends_in_a_classifier():
+        if not is_live and (_asked(_SLICES) or 1) > 1 and self._ends_in_a_classifier():
             return self._slice_by_slice(maps, weights, bias, size)
         total = self._sum(maps, weights, bias, size)
         if norm is not None and is_live:
@@ -249,7 +255,7 @@ class FoldedDecoder(nn.Module):
         *steps, last = self.structure.tail
         classifier = self.source.get_submodule(last.module or "")
         matrix, shift = pointwise_weight(classifier), pointwise_bias(classifier)
-        width = _slice_width(matrix.shape[1], _SLICES.get())
+        width = _slice_width(matrix.shape[1], _asked(_SLICES) or 1)
         total: Tensor | None = None
         for first in range(0, matrix.shape[1], width):
             part = slice(first, first + width)

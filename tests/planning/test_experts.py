@@ -1,0 +1,109 @@
+"""Experts are fitted to clusters of inputs: more of them never serve the inputs worse."""
+
+import pytest
+import torch
+from torch import nn
+
+from dynprune.errors import UsageError
+from dynprune.example import Example
+from dynprune.gate import GateConfig, plan_groups
+from dynprune.gate.route import put_experts
+from dynprune.graph import find_groups
+from dynprune.planning.experts import fit_experts, k_means
+
+WORLDS = 3
+
+
+def layer():
+    """A hidden layer over (B, T, 16), of which each world of inputs uses other neurons."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)).eval()
+
+
+def inputs(count, seed):
+    """Tokens about the centre of a world, world after world."""
+    random = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.randn(WORLDS, 16, generator=torch.Generator().manual_seed(9))
+    noise = torch.randn(count, 1, 40, 16, generator=random)
+    return [Example((centres[i % WORLDS] + noise[i],)) for i in range(count)]
+
+
+def planned(model, ratio):
+    example = inputs(1, 0)[0]
+    found = find_groups(model, example).groups
+    config = GateConfig(order="fixed", prune_ratio=ratio, align=1)
+    return plan_groups(model, example, found, {group.name: config for group in found})
+
+
+def squared_error(model, wanted, calls):
+    with torch.no_grad():
+        return sum(
+            float((c.run(model) - w).square().mean()) for c, w in zip(calls, wanted, strict=True)
+        )
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75])
+def test_an_expert_for_each_world_serves_unseen_inputs_better_than_one_set(ratio):
+    model, unseen = layer(), inputs(12, seed=2)
+    plans = planned(model, ratio)
+    with torch.no_grad():
+        dense = [call.run(model) for call in unseen]
+    errors = []
+    for count in (1, WORLDS):
+        fitted = fit_experts(model, plans, inputs(24, seed=1), experts=count)
+        assert {len(experts.index) for experts in fitted.values()} == {count}
+        put_back = put_experts(model, plans, fitted)
+        errors.append(squared_error(model, dense, unseen))
+        put_back()
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_fitted_consumers_are_least_squares_solutions():
+    model, calls = layer(), inputs(9, seed=1)
+    plans = planned(model, 0.5)
+    with torch.no_grad():
+        dense = [call.run(model) for call in calls]
+    put_experts(model, plans, fit_experts(model, plans, calls, experts=2, ridge=1e-9))
+    least = squared_error(model, dense, calls)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for parameter in (model[2].weight, model[2].bias):
+            before = parameter.detach().clone()
+            for sign in (1, -1):
+                step = sign * 1e-3 * torch.randn_like(parameter)
+                parameter.data = before + step
+                assert squared_error(model, dense, calls) > least
+            parameter.data = before
+
+
+def test_the_model_is_not_changed():
+    model = layer()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fit_experts(model, planned(model, 0.5), inputs(4, seed=1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_more_clusters_than_points_leave_none_empty():
+    points = torch.randn(3, 2)
+    assert len(k_means(points, 8)) == 3
+    assert len(k_means(torch.zeros(5, 2), 3)) == 1
+
+
+def test_clusters_that_lie_apart_are_found():
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    points = (centres[:, None] + 0.1 * torch.randn(3, 20, 2)).flatten(0, 1)
+    found = k_means(points, 3)
+    assert torch.cdist(centres, found).min(1).values.max() < 0.2
+
+
+def test_what_experts_cannot_be_fitted_to_is_refused():
+    model = layer()
+    plans = planned(model, 0.5)
+    with pytest.raises(UsageError, match="there is none"):
+        fit_experts(model, plans, [])
+    with pytest.raises(UsageError, match="at least 1"):
+        fit_experts(model, plans, inputs(2, 0), experts=0)
+    masked = Example((torch.randn(1, 4, 16),), {"attention_mask": torch.ones(1, 4)})
+    with pytest.raises(UsageError, match="does not see padding"):
+        fit_experts(model, plans, [masked])
