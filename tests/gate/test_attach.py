@@ -88,7 +88,7 @@ def test_planning_leaves_modules_hooks_weights_and_modes_as_they_were(model):
               model.named_modules()}  # fmt: skip
     state = {key: value.clone() for key, value in model.state_dict().items()}
     plans = planned(model)
-    assert {plan.mode for plan in plans} == {"compact"}
+    assert {p.group.name for p in plans if p.mode == "compact"} == {"first.fc1", "second.fc1"}
     assert not is_gated(model)
     assert before == {
         name: (type(m), m.training, len(m._forward_hooks)) for name, m in model.named_modules()
@@ -98,10 +98,9 @@ def test_planning_leaves_modules_hooks_weights_and_modes_as_they_were(model):
 
 def test_a_group_without_a_configuration_is_refused_for_the_reason_given(model):
     plans = planned(model, lambda name: "first" in name, ignored="not asked for")
-    assert {p.group.name: (p.mode, p.reason) for p in plans} == {
-        "first.fc1": ("compact", None),
-        "second.fc1": ("refused", "not asked for"),
-    }
+    found = {p.group.name: (p.mode, p.reason) for p in plans}
+    assert found["first.fc1"] == ("compact", None)
+    assert found["second.fc1"] == ("refused", "not asked for")
 
 
 def test_groups_of_a_part_that_is_gated_already_are_refused_and_the_rest_is_gated(model):
@@ -109,8 +108,8 @@ def test_groups_of_a_part_that_is_gated_already_are_refused_and_the_rest_is_gate
     gate_model(model.first, CALL, inner, {g.name: GateConfig(align=1) for g in inner})
     plans = {p.group.name: p for p in planned(model)}
     assert plans.pop("second.fc1").mode == "compact"
-    assert plans
-    assert {p.reason for p in plans.values()} == {"it is in first, which is gated already"}
+    assert {p.mode for p in plans.values()} == {"refused"}
+    assert "it is in first, which is gated already" in {p.reason for p in plans.values()}
     assert is_gated(model.first)
     assert len(gates(model.first)) == 1
 
