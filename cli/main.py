@@ -111,6 +111,7 @@ def _register() -> None:
     """Give the app its verbs. Their modules import torch only when they run."""
     from . import (
         apply,
+        check,
         demo,
         distill,
         env,
@@ -128,6 +129,7 @@ def _register() -> None:
     app.command("demo")(demo.run)
     app.command("inspect")(inspect.run)
     app.command("apply")(apply.run)
+    app.command("check")(check.run)
     app.command("distill")(distill.run)
     app.command("eval")(evaluate.run)
     app.command("predict")(predict.run)

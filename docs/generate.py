@@ -35,7 +35,7 @@ def command_page() -> str:
         "| 2 | bad usage, or an invalid recipe |\n"
         "| 3 | a recipe's target or ignore pattern matches nothing |\n"
         "| 4 | data, weights or a file is missing or unreadable, or cannot be written |\n"
-        "| 5 | a bound of `--fail-if` is broken |\n"
+        "| 5 | a bound of `--fail-if`, or a law of `check`, is broken |\n"
         "| 130 | interrupted; a training run has saved its state |\n",
         "`dynprune --install-completion` teaches your shell to complete commands and options.\n",
     ]

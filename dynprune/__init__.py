@@ -3,16 +3,27 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynprune.api import apply, inspect, load, restore, save
+    from dynprune.api import apply, check, inspect, load, restore, save
     from dynprune.example import Example
     from dynprune.recipe import Recipe, load_recipe
 
-__all__ = ["Example", "Recipe", "apply", "inspect", "load", "load_recipe", "restore", "save"]
+__all__ = [
+    "Example",
+    "Recipe",
+    "apply",
+    "check",
+    "inspect",
+    "load",
+    "load_recipe",
+    "restore",
+    "save",
+]
 
 _HOMES = {
     "Example": "dynprune.example",
     "Recipe": "dynprune.recipe",
     "apply": "dynprune.api",
+    "check": "dynprune.api",
     "inspect": "dynprune.api",
     "load": "dynprune.api",
     "load_recipe": "dynprune.recipe",

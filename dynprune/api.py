@@ -1,4 +1,4 @@
-"""The Python interface: inspect, apply, restore, save and load, on any module."""
+"""The Python interface: inspect, apply, check, restore, save and load, on any module."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +16,7 @@ from dynprune.models import storage as files
 from dynprune.models.processor import processor_beside
 from dynprune.recipe import Recipe, load_recipe
 
-__all__ = ["ExampleLike", "apply", "inspect", "load", "restore", "save"]
+__all__ = ["ExampleLike", "apply", "check", "inspect", "load", "restore", "save"]
 
 ExampleLike = Example | Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One call of a model: a tensor, a tuple of arguments, or a mapping of keyword arguments."""
@@ -78,6 +78,43 @@ def apply(
     calls = None if calibration is None else (_example(call) for call in calibration)
     pipeline.apply_recipe(_loaded(model, example), chosen, calibration=calls)
     return given
+
+
+def check(
+    model: nn.Module, calls: ExampleLike | Iterable[ExampleLike], *, export: bool = False
+) -> pipeline.CheckReport:
+    """Hold a model to the laws of pruning on your own inputs, beside its dense form.
+
+    Nothing skipped equals dense, compact equals masked, rows, padding, threads, precision, files
+    and more: every law is tried on copies, and only where the dense model has it.
+
+    Args:
+        model: gated, rewritten or dense; it stays as it is.
+        calls: one call, or a few of them (a list, say); batch first. A tuple is one call.
+        export: try torch.export, torch.compile and ONNX, too.
+
+    Returns:
+        The verdicts; ``.broken`` holds those of broken laws.
+
+    Raises:
+        InputError: where the dense model does not answer a call.
+        UsageError: where there is no call.
+
+    Example:
+        >>> import torch
+        >>> mlp = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+        >>> gated = apply(mlp, torch.randn(2, 8), "any")
+        >>> report = check(gated, [torch.randn(2, 8), torch.randn(5, 8)])
+        >>> [(verdict.name, verdict.status) for verdict in report.verdicts[:2]]
+        [('nothing skipped equals dense', 'ok'), ('compact equals masked', 'ok')]
+    """
+    if isinstance(calls, (Example, Tensor, Mapping, tuple)):
+        given = [_example(calls)]
+    else:
+        given = [_example(call) for call in calls]
+    if not given:
+        raise UsageError("check needs a call of the model: a tensor, a tuple, a mapping, or a list")
+    return pipeline.check_model(_loaded(unwrapped(model), given[0]), given, export=export)
 
 
 def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:

@@ -10,6 +10,7 @@
       OutputError (OSError)            4    an output cannot be written
       GateError (RuntimeError)         1    a gated model was driven in an impossible way
       BoundError (AssertionError)      5    a bound given with ``--fail-if`` is broken
+      LawError (AssertionError)        5    a pruned model does not do what its dense form does
 
 A message says what was asked, what was found, and what to do.
 """
@@ -19,6 +20,7 @@ __all__ = [
     "DynpruneError",
     "GateError",
     "InputError",
+    "LawError",
     "NoMatchError",
     "OutputError",
     "RecipeError",
@@ -70,5 +72,11 @@ class GateError(DynpruneError, RuntimeError):
 
 class BoundError(DynpruneError, AssertionError):
     """A bound that the user gave with ``--fail-if`` does not hold."""
+
+    exit_code = 5
+
+
+class LawError(DynpruneError, AssertionError):
+    """A pruned model breaks a law that its dense form has: it would be wrong in silence."""
 
     exit_code = 5

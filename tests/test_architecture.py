@@ -27,6 +27,7 @@ ORDER = [
     "planning",
     "distill",
     "export",
+    "laws",
     "report",
     "pipeline",
     "api",

@@ -225,10 +225,10 @@ class Scope:
         keeps the call as well, so that the part knows the batch and the padding around it.
         """
         if torch.compiler.is_compiling() or not trained:
-            return self._newest()
+            return self.newest()
         here = sys._getframe(1)
         _drop_interrupted(here)
-        call, keepers = self._newest(), []
+        call, keepers = self.newest(), []
         for frame in frames_until(here, None if call is None else call.frame):
             found = checkpoint_at(frame)
             if found is None:
@@ -250,7 +250,8 @@ class Scope:
             getattr(keeper, _KEPT).setdefault(self, call.blank())
         return call
 
-    def _newest(self) -> Call | None:
+    def newest(self) -> Call | None:
+        """Return the call that this thread has noted last, or None."""
         for call in reversed(_thread.calls):
             if call.scope is self:
                 return call
@@ -272,7 +273,7 @@ class _Enter:
             frame = sys._getframe(1)
             _drop_interrupted(frame)
         trained = module.training or torch.is_grad_enabled()
-        outer = self.scope.around(trained=trained)
+        outer = self.scope.around(trained=True) if trained else self.scope.newest()
         if outer is not None and self._runs_already(outer):
             outer = None  # re-entered: a call of its own
         masks = masks_of(args, kwargs, self.parameters)
@@ -286,9 +287,11 @@ class _Enter:
 
     def _runs_already(self, outer: Call) -> bool:
         """Tell whether this module, or one inside it, is running in the same call."""
+        if self.path == "":
+            return True
         call: Call | None = outer
         while call is not None:
-            if call.path == self.path or self.path == "" or call.path.startswith(self.path + "."):
+            if call.path.startswith(self.path) and call.path[len(self.path) :][:1] in ("", "."):
                 return True
             call = call.outer
         return False

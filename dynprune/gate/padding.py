@@ -81,17 +81,24 @@ class Parameters:
             modules have others of the same shape.
 
     Attributes:
-        elsewhere: masks that a module has two of, for an encoder and for a decoder; the decoder
-            itself gets its own, and no other part is meant by it.
         both: whether masks of the module's own tokens and of another part's are among them.
+        known: the names.
+        read: place, name and kind of those that say something; not that of a decoder where there
+            is one of an encoder, too: the decoder gets its own, and no other part is meant by it.
     """
 
     def __init__(self, names: tuple[str, ...], *, padding_alone: bool) -> None:
         self.names, self.padding_alone = names, padding_alone
-        pairs = {f"decoder_{name}": name for name in names}
-        pairs.update({name.replace("src_", "tgt_", 1): name for name in names if "src_" in name})
-        self.elsewhere = frozenset(pairs) & frozenset(names)
-        self.both = {"own", "other"} <= {_kind(name, padding_alone) for name in names}
+        kinds = {name: _kind(name, padding_alone) for name in names}
+        pairs = {f"decoder_{name}" for name in names}
+        pairs |= {name.replace("src_", "tgt_", 1) for name in names if "src_" in name}
+        self.both = {"own", "other"} <= set(kinds.values())
+        self.known = frozenset(names)
+        self.read = tuple(
+            (place, name, kind)
+            for place, (name, kind) in enumerate(kinds.items())
+            if kind is not None and name not in pairs
+        )
 
 
 def masks_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Parameters) -> Masks:
@@ -99,27 +106,36 @@ def masks_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Param
     own: list[PaddingMask] = []
     others: list[PaddingMask] = []
     sources: list[Tensor] = []
-    first: Tensor | None = None
     empty = parameters.both  # nothing says which of the module's own tokens are padding
-    for name, value in (*zip(parameters.names, args, strict=False), *kwargs.items()):
-        if not isinstance(value, Tensor):
-            empty = empty and (value is None or _kind(name, parameters.padding_alone) != "own")
-            continue
-        if first is None and value.dim() > 1:
-            first = value
-        kind = _kind(name, parameters.padding_alone)
-        if kind == "own" and name not in parameters.elsewhere:
-            own.append(PaddingMask(name, value))
+    count = len(args)
+    given = [
+        (name, kind, args[place] if place < count else kwargs.get(name))
+        for place, name, kind in parameters.read
+    ]
+    for name, value in kwargs.items():
+        if "mask" in name and name not in parameters.known:
+            given.append((name, _kind(name, parameters.padding_alone), value))
+    for name, kind, value in given:
+        if kind == "own" and value is not None:
             empty = False
+        if not isinstance(value, Tensor):
+            continue
+        if kind == "own":
+            own.append(PaddingMask(name, value))
         elif kind == "other":
             others.append(PaddingMask(name, value))
-        elif kind == "source" and value is not first:
+        elif kind == "source":
             sources.append(value)
+    shape = None
+    if sources:
+        tensors = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 1)
+        first = next(tensors, None)
+        sources = [source for source in sources if source is not first]
+        shape = None if first is None else first.shape[:2]
     if sources and not parameters.both:  # attention that reads another part: its mask is of that
         own, others = [], [*own, *others]
     if not (own or others or sources or empty):
         return _NONE
-    shape = None if first is None else first.shape[:2]
     return Masks(tuple(own), tuple(others), tuple(sources), shape, empty)
 
 

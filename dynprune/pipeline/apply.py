@@ -12,10 +12,13 @@ from dynprune.example import Example
 from dynprune.gate import attached, is_gated, remove
 from dynprune.gate.fixed import fix_gates
 from dynprune.graph import find_groups
+from dynprune.laws import note_dense
 from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
 from dynprune.models.provenance import without_place
 from dynprune.pipeline.arguments import gate_configs
+from dynprune.pipeline.check import require_laws
 from dynprune.pipeline.pictures import preprocessing_of
+from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
 from dynprune.planning.session import Aims, gate_in_one_pass
 from dynprune.recipe import Recipe, dump_recipe
@@ -45,6 +48,8 @@ def apply_recipe(
 
     Raises:
         NoMatchError: where a target matches nothing, or no group at all can be gated.
+        LawError: where the gated model is not the dense one with nothing skipped, or a small call
+            shows that it would be wrong otherwise.
         UsageError: neurons were removed from the model for good before.
     """
     model = loaded.module
@@ -61,9 +66,11 @@ def apply_recipe(
             removed = drop_dead(model, loaded.example, found, calibration or (), align=align)
             gone = sum(len(record.details["dead"]) for record in removed)
             logger.info("Removed %d neurons of type III.", gone)
+        note = note_dense(model, loaded.example)
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
         grouping = find_groups(model, loaded.example)
-        refitted = gate_in_one_pass(
+        informed = recipe.apply.gate.start == "informed"
+        gate_in_one_pass(
             model,
             loaded.example,
             grouping,
@@ -72,13 +79,17 @@ def apply_recipe(
             Aims(
                 saves_time=recipe.apply.target == "latency",
                 spreads=recipe.sparsity.distribution == "sensitivity",
-                informed=recipe.apply.gate.start == "informed",
-                refits=recipe.apply.calibration.refit,
+                informed=informed,
                 fixes=fixes,
             ),
             name=loaded.name,
             seed=recipe.runtime.seed,
         )
+        require_laws(model, note, whole=True)
+        if calibration is not None and informed and recipe.apply.calibration.refit:
+            refitted = refit_consumers(model, calibration)  # changes what is dense
+            logger.info("Refitted %d layers that read gated neurons.", refitted)
+            require_laws(model, note, whole=False)
         if fixes:
             rewrites.append(fix_gates(model, loaded.example)[0])
     except BaseException:

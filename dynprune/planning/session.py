@@ -1,4 +1,4 @@
-"""Gate a model in one pass: prove, time, calibrate, spread and refit on gates put in once."""
+"""Gate a model in one pass: prove, time, calibrate and spread on gates that are put in once."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,6 @@ from dynprune.graph import Grouping
 from dynprune.planning.calibrate import calibrate, start_from_weights
 from dynprune.planning.choose import SavedTime, choose_by_latency, refuse_whole
 from dynprune.planning.distribute import SavedMacs, Savings, distribute_by_sensitivity
-from dynprune.planning.refit import refit_consumers
 
 __all__ = ["Aims", "gate_in_one_pass"]
 
@@ -37,7 +36,6 @@ class Aims:
         saves_time: gate only what saves time here, rather than multiply-adds.
         spreads: give every group a prune ratio of its own, by what it costs the output.
         informed: start from what the dense model does on inputs, where there are any.
-        refits: refit what reads the neurons to the dense output.
         fixes: gate only groups whose neurons can be removed for good. Causal ones may be, since one
             set for every input sees none of their future.
     """
@@ -45,7 +43,6 @@ class Aims:
     saves_time: bool = False
     spreads: bool = False
     informed: bool = True
-    refits: bool = False
     fixes: bool = False
 
 
@@ -59,7 +56,7 @@ def gate_in_one_pass(
     *,
     name: str = "the model",
     seed: int = 0,
-) -> int:
+) -> None:
     """Gate a model, in place; where anything fails the caller takes out what is in it.
 
     Every candidate is put in once and proven there; one calibration serves the choice of prune
@@ -75,9 +72,6 @@ def gate_in_one_pass(
         aims: what is to be reached.
         name: of the model, for errors.
         seed: of the predictors' first weights.
-
-    Returns:
-        The layers that were refitted.
 
     Raises:
         NoMatchError: where no group at all can be gated.
@@ -114,11 +108,6 @@ def gate_in_one_pass(
         logger.warning(
             "No data was given: every group skips the same share. Give --data to spread."
         )
-    if calls is None or not (aims.informed and aims.refits):
-        return 0
-    refitted = refit_consumers(model, calls)
-    logger.info("Refitted %d layers that read gated neurons.", refitted)
-    return refitted
 
 
 def _spread(
