@@ -225,7 +225,7 @@ A row's name is the model and its prune ratio in per cent; -batch-N is the input
 
 {table(rows)}
 
-What was tried to get here, and what it gave, is in [performance](../performance.md).
+What was tried to get here, and what it gave, is in [performance](../notes/performance.md).
 """
 
 

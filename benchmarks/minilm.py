@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.prose import source_folders, write_prose
 from dynprune.data.text import TextBatches, TextData, load_tokenizer, open_text
-from dynprune.distill import train
+from dynprune.distill import TrainingPlan, train
 from dynprune.errors import InputError
 from dynprune.example import Example
 from dynprune.gate import gates, set_execution
@@ -72,8 +72,8 @@ def distilled(
         student,
         teacher,
         TextBatches(text, **text_arguments(recipe)).__getitem__,
+        TrainingPlan(**training_arguments(recipe, device="cpu")),
         validate=validate,
-        **training_arguments(recipe, device="cpu"),
     )
 
 

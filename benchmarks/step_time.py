@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from dynprune.distill import Execution, LossTerm, StagePlan, join_processes
+from dynprune.distill import Execution, LossTerm, StagePlan, TrainingPlan, join_processes
 from dynprune.distill.schedule import PruneSchedule
 from dynprune.distill.step import Stepper
 from dynprune.models import load_model
@@ -34,17 +34,15 @@ def steppers(recipe_name: str, ratio: float) -> dict[str, Stepper]:
         return load_model(None, weights="random", **model_arguments(recipe))
 
     def stepper(student: object, teacher: object, stage: StagePlan) -> Stepper:
-        return Stepper(
-            student,
-            teacher,
-            accelerator,
-            stages=[stage],
+        plan = TrainingPlan(
+            [stage],
             optimizer=arguments["optimizer"],
             learning_rate=arguments["learning_rate"],
             sparsity=PruneSchedule("constant"),
             penalties=arguments["penalties"] if teacher is not None else [],
             execution=execution,
         )
+        return Stepper(student, teacher, accelerator, plan)
 
     plain = StagePlan("plain", 10**6, (LossTerm("ce"),))
     found = {"dense fine-tuning": stepper(load().module, None, plain)}

@@ -44,7 +44,7 @@ class _Boundary(TyperGroup):
             raise _exit(_OUT_OF_MEMORY, 4) from error
         except OSError as error:
             raise _exit(_explain(error), 4) from error
-        except Exception as error:
+        except Exception as error:  # a bug, which is said in one line
             if any(words in str(error) for words in _TORCHS_OUT_OF_MEMORY):
                 raise _exit(_OUT_OF_MEMORY, 4) from error
             raise _exit(

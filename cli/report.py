@@ -107,6 +107,8 @@ def flops(
         pictures = open_dataset(data, split, values=rules.values)
         calls = _calls(pictures, rules.preprocessing, images, loaded.example, place)
     found = macs_report(loaded.module, loaded.example, calls)
+    for operator in found.uncounted:
+        terminal.note(f"no formula for {operator}: its multiply-adds are missing in every count")
     record = {**found.to_json(), **({} if rules is None else {"preprocessing": rules.to_json()})}
     layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
     views: list[Any] = [layers, "", _totals(found)]

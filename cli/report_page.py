@@ -4,6 +4,7 @@ import json as json_format
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,15 +126,14 @@ def run(
             student,
             dataset,
             teacher=dense,
-            split=split,
             images=images,
             shown=shown,
             preprocessing=rules.preprocessing,
             device=place,
-            latency=times,
-            commands={"this page": shlex.join(["dynprune", *sys.argv[1:]])},
             progress=_timed_by_part(step),
         )
+    this = {"this page": shlex.join(["dynprune", *sys.argv[1:]])}
+    found = replace(found, split=split, latency=times, commands={**found.commands, **this})
     write_page(target, render(found))
     record = {"output": str(target), **found.to_json(), "preprocessing": rules.to_json()}
     terminal.result(record, f"{target}: {target.stat().st_size / 1e6:.1f} MB, one page")

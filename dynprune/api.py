@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from dynprune import pipeline
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.gate.config import Importance
+from dynprune.gate.predictor import PredictorFactory
+from dynprune.graph import RULES, Rule
 from dynprune.host.wrappers import unwrapped
 from dynprune.models import LoadedModel, ModelSource, classes_of, provenance_of, source_of
 from dynprune.models import storage as files
@@ -23,7 +26,11 @@ ExampleLike = Example | Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def inspect(
-    model: nn.Module, example: ExampleLike, recipe: Recipe | str | Path | None = None
+    model: nn.Module,
+    example: ExampleLike,
+    recipe: Recipe | str | Path | None = None,
+    *,
+    rules: Mapping[str, Rule] = RULES,
 ) -> pipeline.Inspection:
     """Find a model's neuron groups and the mode in which each would run; changes nothing.
 
@@ -31,6 +38,7 @@ def inspect(
         model: any module.
         example: one call of it, batch first.
         recipe: whose targets count; a name, a file or a `Recipe`. Every group where None.
+        rules: what each operation does to neurons, by its ATen name; see `dynprune.graph.RULES`.
 
     Raises:
         NoMatchError: where a pattern of the recipe matches nothing.
@@ -41,7 +49,8 @@ def inspect(
         >>> [(p.group.kind, p.group.neurons, p.mode) for p in inspect(mlp, torch.randn(2, 8)).plans]
         [('ffn', 32, 'compact')]
     """
-    return pipeline.inspect_model(_loaded(unwrapped(model), example), _recipe(recipe))
+    loaded = _loaded(unwrapped(model), example)
+    return pipeline.inspect_model(loaded, _recipe(recipe), rules=rules)
 
 
 def apply(
@@ -51,6 +60,9 @@ def apply(
     *,
     calibration: Iterable[ExampleLike] | None = None,
     inplace: bool = True,
+    predictor: PredictorFactory | None = None,
+    importance: Importance | None = None,
+    rules: Mapping[str, Rule] = RULES,
 ) -> nn.Module:
     """Gate a model: for every input it computes only the neurons that the input needs.
 
@@ -61,13 +73,20 @@ def apply(
         recipe: a name, a file or a `Recipe`.
         calibration: a few calls with real inputs, from which the gates start.
         inplace: change ``model`` itself; a copy where false, without what wraps it.
+        predictor: makes each gate's predictor from (features, neurons), as
+            `dynprune.gate.predictor.PredictorFactory` says; dynprune's own where None. `load` needs
+            it again.
+        importance: of a group's neurons, from what they did on the calibration inputs, as
+            `dynprune.gate.config.Importance` says; dynprune's own where None.
+        rules: what each operation does to neurons, by its ATen name; see `dynprune.graph.RULES`.
 
     Returns:
         The gated model, in eval mode; it is called as before.
 
     Raises:
         NoMatchError: where a pattern matches nothing, or nothing can be gated.
-        UsageError: where its layers do not hold its weights: shards, adapters, offloaded ones.
+        UsageError: where its layers do not hold its weights: shards, adapters, offloaded ones; or
+            where ``predictor`` or ``importance`` gives what cannot be one, or could have no effect.
     """
     given, model = model, unwrapped(model)
     chosen = _recipe(recipe)
@@ -76,7 +95,14 @@ def apply(
     if not inplace:
         given = model = _copied(model)
     calls = None if calibration is None else (_example(call) for call in calibration)
-    pipeline.apply_recipe(_loaded(model, example), chosen, calibration=calls)
+    pipeline.apply_recipe(
+        _loaded(model, example),
+        chosen,
+        calibration=calls,
+        predictor=predictor,
+        importance=importance,
+        rules=rules,
+    )
     return given
 
 
@@ -143,17 +169,25 @@ def save(model: nn.Module, directory: str | Path, *, overwrite: bool = False) ->
     return files.save(model, directory, overwrite=overwrite, provenance=provenance_of(model))
 
 
-def load(directory: str | Path, *, factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+def load(
+    directory: str | Path,
+    *,
+    factory: Callable[[], nn.Module] | None = None,
+    predictor: PredictorFactory | None = None,
+) -> nn.Module:
     """Load what `save` wrote.
 
     Args:
         directory: that `save` wrote.
         factory: makes the dense architecture; for models that are not from transformers.
+        predictor: that `apply` was given, where it was given one; code that a file names is never
+            run.
 
     Raises:
-        InputError: where files are missing or damaged.
+        InputError: where files are missing or damaged, or need a predictor that was not given.
+        UsageError: where ``predictor`` is given, and the gates have dynprune's own.
     """
-    return files.load(directory, factory=factory)
+    return files.load(directory, factory=factory, predictor=predictor)
 
 
 def _copied(model: nn.Module) -> nn.Module:

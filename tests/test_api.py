@@ -11,6 +11,7 @@ import dynprune
 from dynprune import api
 from dynprune.errors import InputError, UsageError
 from dynprune.gate import gates, is_gated
+from dynprune.graph import RULES
 from dynprune.recipe import parse_recipe
 from tests.gate.zoo_laws import error, run
 
@@ -101,3 +102,81 @@ def test_a_part_of_a_transformers_model_is_loaded_by_its_factory(tmp_path):
     wanted = run(model, dynprune.Example((), call))
     loaded = dynprune.load(dynprune.save(model, tmp_path / "student"), factory=part)
     assert error(run(loaded, dynprune.Example((), call)), wanted) == 0.0
+
+
+class OwnPredictor(nn.Module):
+    """A predictor that dynprune did not make."""
+
+    def __init__(self, features: int, neurons: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(features, neurons)
+        self.macs = features * neurons
+
+    def forward(self, summary):
+        return self.map(summary)
+
+
+def test_a_predictor_of_ones_own_is_loaded_by_the_same_argument_or_refused(tmp_path):
+    x = torch.randn(5, 4, 8)
+    recipe = parse_recipe(RECIPE)
+    model = dynprune.apply(make(), x, recipe, calibration=[x], predictor=OwnPredictor)
+    place = dynprune.save(model, tmp_path / "own")
+    with pytest.raises(InputError, match=r"author's own \(tests.test_api:OwnPredictor\)"):
+        dynprune.load(place, factory=make)
+    loaded = dynprune.load(place, factory=make, predictor=OwnPredictor)
+    assert torch.equal(loaded(x), model(x))
+    again = dynprune.save(loaded, tmp_path / "again")
+    assert torch.equal(dynprune.load(again, factory=make, predictor=OwnPredictor)(x), model(x))
+    dense = make()
+    assert torch.equal(dynprune.restore(loaded)(x), dense(x))
+
+
+def test_a_predictor_that_a_file_does_not_need_is_refused(tmp_path):
+    x = torch.randn(5, 4, 8)
+    place = dynprune.save(dynprune.apply(make(), x, parse_recipe(RECIPE)), tmp_path / "usual")
+    with pytest.raises(UsageError, match=r"predictor was given, but the gates of .* dynprune's"):
+        dynprune.load(place, factory=make, predictor=OwnPredictor)
+
+
+def test_what_a_predictor_raises_is_not_taken_for_a_reason_to_refuse_groups():
+    def broken(features, neurons):
+        raise ZeroDivisionError("in the user's own code")
+
+    model, x = make(), torch.randn(5, 4, 8)
+    dense = model(x)
+    with pytest.raises(ZeroDivisionError, match="in the user's own code"):
+        dynprune.apply(model, x, parse_recipe(RECIPE), predictor=broken)
+    assert torch.equal(model(x), dense)
+    assert not is_gated(model)
+
+
+@torch.library.custom_op("dynprune_tests::turned", mutates_args=())
+def turned(x: torch.Tensor) -> torch.Tensor:
+    return x.flip(-1).relu()
+
+
+@turned.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Turned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        return self.down(turned(self.up(x)))
+
+
+def test_a_rule_that_is_not_true_is_found_out_by_running():
+    def promise(walk, node):
+        return walk.labels(node.args[0])
+
+    model, x, name = Turned().eval(), torch.randn(3, 4, 8), "dynprune_tests::turned"
+    (plan,) = dynprune.inspect(model, x, rules={**RULES, name: promise}).plans
+    assert plan.group.reason is None  # the graph is believed
+    assert plan.reason == "neurons that it skips still change the output"
+    (plan,) = dynprune.inspect(model, x).plans
+    assert plan.mode == "refused"
+    assert name in plan.reason

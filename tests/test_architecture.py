@@ -251,3 +251,74 @@ def test_every_listed_name_exists_and_the_list_is_sorted(path):
     assert listed == sorted(listed, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
     module = importlib.import_module(name_of(path))
     assert not [name for name in listed if not hasattr(module, name)]
+
+
+MOST_PARAMETERS, MOST_LINES = 8, 60
+COMMAND = "its options are the parameters of a command"
+#: Public functions with more parameters, and why; the list only shrinks.
+MANY_PARAMETERS = {
+    "cli/apply.py:run": COMMAND,
+    "cli/distill.py:run": COMMAND,
+    "cli/evaluate.py:run": COMMAND,
+    "cli/export.py:run": COMMAND,
+    "cli/inspect.py:run": COMMAND,
+    "cli/predict.py:run": COMMAND,
+    "cli/report.py:flops": COMMAND,
+    "cli/report_latency.py:run": COMMAND,
+    "cli/report_neurons.py:run": COMMAND,
+    "cli/report_page.py:run": COMMAND,
+    "dynprune/data/sampling.py:TrainingBatches.__init__": "augmentation has no plan yet",
+    "dynprune/data/sampling.py:training_batch": "augmentation has no plan yet",
+    "dynprune/gate/neuron_gate.py:NeuronGate.__init__": "sizes, device and dtype, as in torch",
+    "dynprune/pipeline/train.py:distill": "output, resume, only and device are not one thing yet",
+    "dynprune/pipeline/train.py:learn": "output, resume, only and device are not one thing yet",
+}
+
+
+#: Public functions with more lines, and why; the list only shrinks.
+MANY_LINES = {"cli/distill.py:run": "models, data and rules are opened in one place"}
+
+
+def public_functions(path):
+    """Every public function and method of a file, and constructors, by its dotted name."""
+
+    def found(body, prefix=""):
+        for node in body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield from found(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.FunctionDef) and (
+                node.name == "__init__" or not node.name.startswith("_")
+            ):
+                yield f"{show(path)}:{prefix}{node.name}", node
+
+    return found(tree_of(path).body)
+
+
+def parameters_of(function):
+    listed = function.args
+    names = [arg.arg for arg in (*listed.posonlyargs, *listed.args, *listed.kwonlyargs)]
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def lines_of_code(path, function):
+    """The lines of a function's body that are neither empty, nor a comment, nor its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    if not body:
+        return 0
+    lines = path.read_text(encoding="utf-8").splitlines()[body[0].lineno - 1 : function.end_lineno]
+    return sum(1 for line in lines if line.strip() and not line.strip().startswith("#"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=show)
+def test_no_public_function_has_many_parameters_or_lines(path):
+    functions = dict(public_functions(path))
+    many = {name for name, node in functions.items() if len(parameters_of(node)) > MOST_PARAMETERS}
+    assert not many - set(MANY_PARAMETERS)
+    long = {name for name, node in functions.items() if lines_of_code(path, node) > MOST_LINES}
+    assert not long - set(MANY_LINES)
+
+
+def test_a_function_that_was_mended_leaves_the_list():
+    functions = dict(pair for path in MODULES for pair in public_functions(path))
+    found = {n for n in MANY_PARAMETERS if n in functions and len(parameters_of(functions[n])) > 8}
+    assert found == set(MANY_PARAMETERS)

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "cli/recipe.py": COMMANDS,
     "cli/report.py": COMMANDS,
     "cli/subject.py": COMMANDS,
+    "dynprune/distill/plan.py": "tests/distill/test_trainer.py and test_step.py carry plans out",
     "dynprune/distill/run.py": "tests/distill/test_trainer.py runs it",
     "dynprune/errors.py": "declarations; tests/cli/test_mistakes.py checks the exit codes",
     "dynprune/example.py": "every test of a model calls it; its own doctests run in test_api.py",

@@ -2,6 +2,7 @@
 
 from dynprune.data.augment import augment
 from dynprune.data.balance import class_shares, inverse_root_weights
+from dynprune.data.layouts import Layout, LayoutReader, find_layout
 from dynprune.data.masks import check_masks
 from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dynprune.data.pictures import read_label, read_picture, write_label, write_picture
@@ -23,6 +24,8 @@ __all__ = [
     "VOID",
     "ImageProcessor",
     "LabelValues",
+    "Layout",
+    "LayoutReader",
     "Preprocessing",
     "Resize",
     "SegmentationData",
@@ -30,6 +33,7 @@ __all__ = [
     "augment",
     "check_masks",
     "class_shares",
+    "find_layout",
     "inverse_root_weights",
     "is_of_pictures",
     "normalise",

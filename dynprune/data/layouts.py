@@ -8,11 +8,12 @@ Three layouts are known: a plain folder (``images/SPLIT`` with ``annotations/SPL
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from dynprune.data.values import VOID
 from dynprune.errors import InputError
 
-__all__ = ["Layout", "find_layout", "splits_of"]
+__all__ = ["Layout", "LayoutReader", "find_layout", "splits_of"]
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 
@@ -46,6 +47,17 @@ class Layout:
     classes: tuple[str, ...]
     indices: tuple[int, ...] | None
     unpaired: tuple[Path, ...] = ()
+
+
+class LayoutReader(Protocol):
+    """Finds the files of one split of a data set; `find_layout` is one."""
+
+    def __call__(self, directory: Path, split: str, /) -> Layout:
+        """Pair the pictures of a split with their label maps, all of them below ``directory``.
+
+        Raises:
+            InputError: where the split is not there, or is not complete.
+        """
 
 
 def find_layout(directory: Path, split: str) -> Layout:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dynprune.data.layouts import Layout, find_layout
+from dynprune.data.layouts import Layout, LayoutReader, find_layout
 from dynprune.data.pictures import read_label, read_picture, read_upright
 from dynprune.data.values import VOID, LabelValues, suggest_mapping
 from dynprune.errors import InputError
@@ -28,6 +28,7 @@ def open_dataset(
     split: str = "val",
     *,
     classes: Sequence[str] = (),
+    layout: LayoutReader = find_layout,
     values: LabelValues | None = None,
     cache_bytes: int = _CACHE_BYTES,
 ) -> "SegmentationData":
@@ -40,6 +41,7 @@ def open_dataset(
         split: the part to read.
         classes: names to use where the directory has none (no ``classes.txt``). Where neither
             tells, the label maps of the split are read once and classes are numbered.
+        layout: finds the files; the layouts that dynprune knows are recognised by default.
         values: what the values in label maps mean; class indices with 255 for void by default.
         cache_bytes: decoded pictures that are kept in memory, in bytes.
 
@@ -47,21 +49,34 @@ def open_dataset(
         InputError: if there is no such data set or split, or a picture has no label map.
     """
     root = Path(directory)
-    layout = find_layout(root, split)
-    if layout.unpaired:
+    found = layout(root, split)
+    if layout is not find_layout:
+        _check_layout(found, root, split)
+    if found.unpaired:
         _LOG.warning(
             "%d label maps have no picture and are left out; the first: %s",
-            len(layout.unpaired),
-            layout.unpaired[0],
+            len(found.unpaired),
+            found.unpaired[0],
         )
     values = values or LabelValues()
-    names = layout.classes or tuple(classes)
-    data = SegmentationData(root, layout, names, values=values, cache_bytes=cache_bytes)
+    names = found.classes or tuple(classes)
+    data = SegmentationData(root, found, names, values=values, cache_bytes=cache_bytes)
     if names:
         return data
-    table = values.table(layout.indices)
-    largest = max(_largest_class(path, table) for _, path in layout.pairs)
+    table = values.table(found.indices)
+    largest = max(_largest_class(path, table) for _, path in found.pairs)
     return data.with_classes(numbered_classes(largest + 1), numbered=True)
+
+
+def _check_layout(found: Layout, root: Path, split: str) -> None:
+    """Check what a layout of the user's own gave."""
+    if not found.pairs:
+        raise InputError(f"layout {found.name} found no picture in split {split!r} of {root}")
+    for path in (path for pair in found.pairs for path in pair):
+        if not path.is_relative_to(root):
+            raise InputError(f"layout {found.name} gave {path}, which is not below {root}")
+        if not path.is_file():
+            raise InputError(f"layout {found.name} gave {path}, which is no file")
 
 
 def numbered_classes(count: int) -> tuple[str, ...]:

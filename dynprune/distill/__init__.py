@@ -6,10 +6,10 @@ from dynprune.distill.features import Observed, Observer
 from dynprune.distill.interrupt import Interrupted
 from dynprune.distill.journal import Record
 from dynprune.distill.optimizer import AdamW
+from dynprune.distill.plan import Execution, Reporting, TrainingPlan
 from dynprune.distill.processes import is_first_process, join_processes
-from dynprune.distill.run import Reporting, Validate
-from dynprune.distill.stage import LossTerm, Penalty, StagePlan
-from dynprune.distill.step import Execution
+from dynprune.distill.run import Validate
+from dynprune.distill.stage import Loss, LossTerm, Penalty, StagePlan
 from dynprune.distill.trainer import train
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "CheckpointStore",
     "Execution",
     "Interrupted",
+    "Loss",
     "LossTerm",
     "Observed",
     "Observer",
@@ -28,6 +29,7 @@ __all__ = [
     "Reporting",
     "SharedSource",
     "StagePlan",
+    "TrainingPlan",
     "Validate",
     "is_first_process",
     "join_processes",

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,12 @@ from dynprune.distill.journal import Journal, Record
 from dynprune.distill.step import Stepper, StepResult
 from dynprune.errors import UsageError
 
-__all__ = ["Reporting", "Run", "Validate"]
+__all__ = ["Run", "Validate"]
 
 _LOG = logging.getLogger(__name__)
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 """From the student, in eval mode, to its scores."""
-
-
-@dataclass(frozen=True)
-class Reporting:
-    """How often a run tells and saves how it stands.
-
-    Attributes:
-        log_every: steps between records.
-        validate_every: steps between validations; None for one at the end alone.
-        save_every: steps between checkpoints; None for one at the end alone. One is written at
-            every new best validation besides.
-        keep_checkpoints: latest checkpoints that are kept; the best one is kept besides.
-        metric: key of the validation's scores by which the best is chosen; more is better.
-        tensorboard: whether to write TensorBoard's files too.
-    """
-
-    log_every: int = 10
-    validate_every: int | None = None
-    save_every: int | None = 4000
-    keep_checkpoints: int = 2
-    metric: str = "miou"
-    tensorboard: bool = False
 
 
 class Run:
@@ -55,7 +33,6 @@ class Run:
     Args:
         stepper: carries out steps.
         accelerator: of the processes.
-        reporting: how often the run reports, validates and saves.
         validate: from the student to scores; only the first process calls it.
         store: of checkpoints; only the first process writes.
         facts: the fingerprint.
@@ -69,12 +46,12 @@ class Run:
         stepper: Stepper,
         accelerator: Accelerator,
         *,
-        reporting: Reporting,
         validate: Validate | None,
         store: CheckpointStore | None,
         facts: Mapping[str, Any],
     ) -> None:
-        self.stepper, self.accelerator, self.reporting = stepper, accelerator, reporting
+        self.stepper, self.accelerator = stepper, accelerator
+        self.reporting = stepper.plan.reporting
         self._validate = validate if accelerator.is_main_process else None
         self._store = store if accelerator.is_main_process else None
         self._facts = facts
@@ -210,7 +187,7 @@ class Run:
         return Record(
             step=self.step,
             steps=self.stepper.steps,
-            stage=self.stepper.stage_at(self.step - 1)[0].name,
+            stage=self.stepper.plan.stage_at(self.step - 1)[0].name,
             loss=values["loss"],
             parts={n[5:]: v for n, v in values.items() if n.startswith("part/")},
             lr=result.lr,
@@ -244,7 +221,7 @@ class Run:
             return
         seconds = self._earlier_seconds + time.perf_counter() - self._began
         state = {
-            "stage": self.stepper.stage_at(max(0, self.step - 1))[0].name,
+            "stage": self.stepper.plan.stage_at(max(0, self.step - 1))[0].name,
             "fingerprint": self._facts,
             "processes": self.accelerator.num_processes,
             "seconds": round(seconds, 3),
@@ -268,7 +245,7 @@ class Run:
 
     def _is_reported(self, last: int) -> bool:
         every = (self.reporting.log_every, self.reporting.validate_every)
-        _, start = self.stepper.stage_at(self.step)
+        _, start = self.stepper.plan.stage_at(self.step)
         return self.step in (self._began_step + 1, start) or any(self._due(n, last) for n in every)
 
     def _due(self, every: int | None, last: int) -> bool:

@@ -1,7 +1,8 @@
 """One stage of training: its plan, and the objective that a student is driven by while it runs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,11 @@ from dynprune.distill.features import ENCODER_STAGES, LOGITS, Observed, Observer
 from dynprune.distill.penalty import gate_l1
 from dynprune.errors import UsageError
 
-__all__ = ["LossTerm", "Objective", "Penalty", "StagePlan"]
+__all__ = ["Loss", "LossTerm", "Objective", "Penalty", "StagePlan"]
+
+Loss = Callable[[list[Tensor], Any], Tensor]
+"""From the student's maps at a place, and the teacher's there or the labels, to a scalar: a loss of
+one's own. It is a mean over the batch, so that micro-batches add up."""
 
 LABEL_LOSS, SOFT_LABEL_LOSS = "ce", "soft_ce"
 LOSS_TYPES = (*losses.FEATURE_LOSSES, LABEL_LOSS, SOFT_LABEL_LOSS)
@@ -25,36 +30,54 @@ class LossTerm:
 
     Attributes:
         type: ``mse``, ``normalized_mse``, ``cosine`` or ``cwd`` between feature maps, ``ce`` with
-            the labels, ``soft_ce`` with the teacher's logits.
+            the labels, ``soft_ce`` with the teacher's logits; or a function of one's own, see
+            `Loss`.
         weight: factor in the loss.
-        on: what a feature loss compares: ``encoder_stages``, ``logits``, ``embedding`` or
-            ``re:PATTERN``, see :class:`~dynprune.distill.features.Observer`.
+        on: what a feature loss or a function compares: ``encoder_stages``, ``logits``,
+            ``embedding`` or ``re:PATTERN``, see :class:`~dynprune.distill.features.Observer`.
         temperature: of ``cwd`` and ``soft_ce``.
+        against: what a function of one's own compares with: what the ``teacher`` shows at the same
+            place, or the ``labels``.
     """
 
-    type: str
+    type: str | Loss
     weight: float = 1.0
     on: str = ENCODER_STAGES
     temperature: float = 1.0
+    against: Literal["teacher", "labels"] = "teacher"
 
     def __post_init__(self) -> None:
-        if self.type not in LOSS_TYPES:
+        if not callable(self.type) and self.type not in LOSS_TYPES:
             raise UsageError(f"loss {self.type!r} is not one of {', '.join(LOSS_TYPES)}")
         if self.weight < 0 or self.temperature <= 0:
             raise UsageError(
-                f"loss {self.type!r}: weight={self.weight} must not be negative and "
+                f"loss {self.name!r}: weight={self.weight} must not be negative and "
                 f"temperature={self.temperature} must be positive"
             )
 
     @property
+    def name(self) -> str:
+        """What records call the term: a function by its own name."""
+        if not callable(self.type):
+            return self.type
+        return str(getattr(self.type, "__name__", type(self.type).__name__))
+
+    @property
     def place(self) -> str:
         """Where the term looks in the student."""
-        return self.on if self.type in losses.FEATURE_LOSSES else LOGITS
+        return self.on if callable(self.type) or self.type in losses.FEATURE_LOSSES else LOGITS
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the term compares with the teacher."""
-        return self.type != LABEL_LOSS
+        return self.against == "teacher" if callable(self.type) else self.type != LABEL_LOSS
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, a function by its name: a changed one of that name passes for it."""
+        plain = asdict(replace(self, type="mse")) | {"type": self.name}
+        if not callable(self.type):
+            del plain["against"]  # said by the type, and not written by earlier versions
+        return plain
 
 
 @dataclass(frozen=True)
@@ -96,6 +119,11 @@ class StagePlan:
                 f"stage {self.name!r} has {self.steps} steps and {len(self.losses)} losses; it "
                 "needs at least one of each"
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        terms = [term.to_json() for term in self.losses]
+        return {"name": self.name, "steps": self.steps, "losses": terms}
 
     @property
     def needs_teacher(self) -> bool:
@@ -189,7 +217,7 @@ class Objective(nn.Module):
         weighted: list[Tensor] = []
         for term in self.stage.losses:
             value = self._term(term, seen, target, labels, label_total)
-            parts[_free_name(term.type, parts)] = value.detach()
+            parts[_free_name(term.name, parts)] = value.detach()
             weighted.append(term.weight * value)
         for penalty in self.penalties:
             value = gate_l1(values).to(weighted[0].device)
@@ -205,12 +233,16 @@ class Objective(nn.Module):
         labels: Tensor | None,
         label_total: Tensor | None,
     ) -> Tensor:
+        if not term.needs_teacher and labels is None:
+            raise UsageError(
+                f"loss {term.name!r} compares with labels, and the data has none; learn from the "
+                "teacher alone"
+            )
+        if callable(term.type):
+            other = target.at(term.place) if term.needs_teacher and target else labels
+            return _scalar(term.name, term.type(seen.at(term.place), other))
         if term.type == LABEL_LOSS:
-            if labels is None:
-                raise UsageError(
-                    "loss 'ce' compares with labels, and the data has none; learn from the "
-                    "teacher alone"
-                )
+            assert labels is not None
             (logits,) = seen.at(LOGITS)
             return losses.cross_entropy(
                 logits,
@@ -226,6 +258,14 @@ class Objective(nn.Module):
         if term.type == "cwd":
             return losses.channel_wise(student, teacher, temperature=term.temperature)
         return losses.FEATURE_LOSSES[term.type](student, teacher)
+
+
+def _scalar(name: str, value: Any) -> Tensor:
+    """Check that a loss of the user's own is one."""
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value.float()
+    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise UsageError(f"loss {name!r} gave {found}; a loss is a tensor of one number")
 
 
 def _free_name(name: str, taken: dict[str, Tensor]) -> str:

@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,55 +20,11 @@ from dynprune.distill import optimizer as optimizers
 from dynprune.distill.batches import Batch, Inputs, micro_batches
 from dynprune.distill.ema import MovingAverage
 from dynprune.distill.features import Observed, Observer
-from dynprune.distill.optimizer import AdamW
-from dynprune.distill.schedule import LearningRate, PruneSchedule
-from dynprune.distill.stage import LABEL_LOSS, Objective, Penalty, StagePlan
+from dynprune.distill.plan import TrainingPlan
+from dynprune.distill.stage import LABEL_LOSS, Objective, StagePlan
 from dynprune.errors import UsageError
 
-__all__ = ["Execution", "StepResult", "Stepper", "step_seed"]
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a step is carried out.
-
-    Attributes:
-        precision: ``bf16`` runs forward passes under autocast; weights stay in float32.
-        accumulate: micro-batches that the batch of a step is split into, on each process.
-        clip_norm: largest norm of the gradient; None for no clipping.
-        ema: decay of the moving average of the weights; None for none.
-        batchnorm: ``live`` normalises by the micro-batch and updates the running statistics, as
-            in the teacher's own training; ``frozen`` uses the teacher's.
-        dropout: ``live`` drops in the student as the model's own configuration says (stochastic
-            depth among it); ``off`` never does, so that it sees what its teacher sees.
-        gradient_checkpointing: compute activations twice to save memory.
-        device: ``cpu`` keeps the run there; None lets accelerate choose.
-        workers: processes that prepare batches ahead.
-    """
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    accumulate: int = 1
-    clip_norm: float | None = None
-    ema: float | None = None
-    batchnorm: Literal["live", "frozen"] = "live"
-    dropout: Literal["live", "off"] = "live"
-    gradient_checkpointing: bool = False
-    device: str | None = None
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise UsageError(f"accumulate={self.accumulate} must be at least 1")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UsageError(f"clip_norm={self.clip_norm} must be positive")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"ema={self.ema} must lie between 0 and 1")
-
-    @property
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide about the weights, and not only about time and memory."""
-        names = ("precision", "accumulate", "clip_norm", "ema", "batchnorm", "dropout")
-        return {name: getattr(self, name) for name in names}
+__all__ = ["StepResult", "Stepper", "step_seed"]
 
 
 @dataclass(frozen=True)
@@ -102,15 +58,7 @@ class Stepper:
         student: the model that learns, in place.
         teacher: what it learns from, in eval mode from now on; None where no loss needs it.
         accelerator: of the processes and the device.
-        stages: in sequence.
-        optimizer: settings.
-        learning_rate: its schedule.
-        sparsity: the prune ratio's schedule; without an end it ends with the first stage.
-        penalties: terms of every stage.
-        execution: how a step is carried out.
-        ignore_index: label value that counts for nothing.
-        class_weights: a weight a class for ``ce``.
-        seed: of dropout and stochastic depth.
+        plan: what the run is to do.
     """
 
     def __init__(
@@ -118,44 +66,31 @@ class Stepper:
         student: nn.Module,
         teacher: nn.Module | None,
         accelerator: Accelerator,
-        *,
-        stages: Sequence[StagePlan],
-        optimizer: AdamW,
-        learning_rate: LearningRate,
-        sparsity: PruneSchedule,
-        penalties: Sequence[Penalty],
-        execution: Execution,
-        ignore_index: int = 255,
-        class_weights: Sequence[float] | None = None,
-        seed: int = 0,
+        plan: TrainingPlan,
     ) -> None:
-        self.stages = tuple(stages)
-        self.steps = sum(stage.steps for stage in stages)
+        self.plan = plan
+        self.steps = plan.steps
         self.student = student.to(accelerator.device)
         self.teacher = None if teacher is None else teacher.to(accelerator.device).eval()
         self.accelerator = accelerator
+        sparsity, execution = plan.sparsity, plan.execution
         if sparsity.end_step is None and sparsity.end_share is None:
-            sparsity = replace(sparsity, end_step=self.stages[0].steps)
-        self.learning_rate, self.sparsity = learning_rate, sparsity
-        self.execution, self.seed = execution, seed
+            sparsity = replace(sparsity, end_step=plan.stages[0].steps)
+        self.learning_rate, self.sparsity = plan.learning_rate, sparsity
+        self.execution, self.seed = execution, plan.seed
         if execution.gradient_checkpointing:
             _checkpoint_gradients(student)
-        self.optimizer = optimizers.build(student, optimizer, list(gate.gate_parameters(student)))
+        own = list(gate.gate_parameters(student))
+        self.optimizer = optimizers.build(student, plan.optimizer, own)
         self.average = None if execution.ema is None else MovingAverage(student, execution.ema)
         self.objective = Objective(
-            student, penalties=penalties, ignore_index=ignore_index, class_weights=class_weights
+            student,
+            penalties=plan.penalties,
+            ignore_index=plan.ignore_index,
+            class_weights=plan.class_weights,
         ).to(accelerator.device)
         self._wrapped = accelerator.prepare_model(self.objective)
         self._observer: Observer | None = None
-
-    def stage_at(self, step: int) -> tuple[StagePlan, int]:
-        """Give the stage that the step after ``step`` steps belongs to, and the stage's start."""
-        start = 0
-        for stage in self.stages:
-            if step < start + stage.steps:
-                return stage, start
-            start += stage.steps
-        return self.stages[-1], self.steps - self.stages[-1].steps
 
     def set_progress(self, step: int) -> None:
         """Let the gates prune as they should after ``step`` steps, in place."""
@@ -168,7 +103,7 @@ class Stepper:
             step: optimizer steps done.
             batch: this process's share of the batch.
         """
-        stage, start = self.stage_at(step)
+        stage, start = self.plan.stage_at(step)
         self._enter(stage)
         self.set_progress(step)
         self._train_mode()

@@ -18,7 +18,7 @@ from dynprune.measure.executed import executed
 from dynprune.measure.latency import FORMS, EngineLatency, LatencyReport, Run, interleaved
 from dynprune.measure.macs import as_published, without_gates
 
-__all__ = ["ENGINES", "latency_report"]
+__all__ = ["ENGINES", "RUNNERS", "Runner", "Subject", "latency_report"]
 
 EngineName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
 ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino", "openvino-bf16")
@@ -27,10 +27,13 @@ Arithmetic = Literal["f32", "bf16"]
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A model, its call, and the files that were already made of it.
+class Subject:
+    """One form of a model, its call, and the files that were already made of it.
 
     Attributes:
+        model: dense, rewritten or pruned, ready for inference.
+        example: the call.
+        directory: for files that an engine reads; it goes when the report is done.
         as_published: whether files keep the model's own norms, as the dense form's do.
     """
 
@@ -59,10 +62,14 @@ class _Subject:
         return path
 
 
+Runner = Callable[[Subject, int], Run]
+"""Prepares a form of a model for an engine and a number of threads, and gives one inference."""
+
+
 def latency_report(
     model: nn.Module,
     example: Example,
-    engines: Sequence[str] = ("torch",),
+    engines: Sequence[str] | Mapping[str, Runner] = ("torch",),
     *,
     runs: int = 15,
     warmup: int = 3,
@@ -76,7 +83,7 @@ def latency_report(
     Args:
         model: gated or not, rewritten or not; left as it is.
         example: the call; on the CPU, where all engines run.
-        engines: of `ENGINES`.
+        engines: names of `ENGINES`; or name -> runner, an engine of one's own or of `RUNNERS`.
         runs: timed runs of every form in every engine.
         warmup: untimed runs before.
         threads: of one inference; 0 takes torch's number.
@@ -85,7 +92,7 @@ def latency_report(
     Raises:
         UsageError: an engine is unknown, or the model cannot be exported for one.
     """
-    _check(engines)
+    runners = engines if isinstance(engines, Mapping) else _known(engines)
     rewritten = without_gates(model)
     forms = {"dense": as_published(rewritten), "rewritten": rewritten, "pruned": model}
     macs = {}
@@ -98,9 +105,9 @@ def latency_report(
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         timed: dict[str, Run] = {}
         for form, subject in forms.items():
-            for engine in engines:
-                ready = _Subject(subject, example, directory, as_published=form == "dense")
-                timed[f"{engine}/{form}"] = _RUNNERS[engine](ready, threads)
+            for engine, runner in runners.items():
+                ready = Subject(subject, example, directory, as_published=form == "dense")
+                timed[f"{engine}/{form}"] = runner(ready, threads)
         for subject in forms.values():
             stack.enter_context(compact(subject))
         with torch.inference_mode():
@@ -112,24 +119,24 @@ def latency_report(
         runs=runs,
         engines={
             engine: EngineLatency({form: times[f"{engine}/{form}"] for form in FORMS}, macs)
-            for engine in engines
+            for engine in runners
         },
     )
 
 
-def _torch_runner(subject: _Subject, _: int) -> Run:
+def _torch_runner(subject: Subject, _: int) -> Run:
     return lambda: subject.example.run(subject.model)
 
 
-def _onnxruntime_runner(subject: _Subject, threads: int) -> Run:
+def _onnxruntime_runner(subject: Subject, threads: int) -> Run:
     from dynprune.export.onnx import onnx_runner
 
     run = onnx_runner(subject.onnx_file("onnxruntime"), threads=threads)
     return lambda: run(subject.example.tensors)
 
 
-def _openvino_runner(arithmetic: Arithmetic) -> Callable[[_Subject, int], Run]:
-    def make(subject: _Subject, threads: int) -> Run:
+def _openvino_runner(arithmetic: Arithmetic) -> Runner:
+    def make(subject: Subject, threads: int) -> Run:
         from dynprune.export.openvino import openvino_runner
 
         path = subject.onnx_file("openvino", arithmetic)
@@ -139,17 +146,19 @@ def _openvino_runner(arithmetic: Arithmetic) -> Callable[[_Subject, int], Run]:
     return make
 
 
-_RUNNERS: Mapping[str, Callable[[_Subject, int], Run]] = {
+RUNNERS: Mapping[str, Runner] = {
     "torch": _torch_runner,
     "onnxruntime": _onnxruntime_runner,
     "openvino": _openvino_runner("f32"),
     "openvino-bf16": _openvino_runner("bf16"),
 }
+"""Every engine by its name."""
 
 
-def _check(engines: Sequence[str]) -> None:
-    if unknown := [engine for engine in engines if engine not in _RUNNERS]:
+def _known(engines: Sequence[str]) -> dict[str, Runner]:
+    if unknown := [engine for engine in engines if engine not in RUNNERS]:
         raise UsageError(f"no engine is called {unknown[0]!r}; there are: {', '.join(ENGINES)}")
+    return {engine: RUNNERS[engine] for engine in engines}
 
 
 def _threads() -> int:

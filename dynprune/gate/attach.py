@@ -213,7 +213,12 @@ def _first_plan(
         why = f"{group.parameters[0]} is used channel by channel outside a layer of its own"
         return replace(plan, mode="scatter", reason=why)
     probe_gate = NeuronGate(
-        group.name, group.kind, 1, group.neurons, group.heads, config=plan.config
+        group.name,
+        group.kind,
+        1,
+        group.neurons,
+        group.heads,
+        config=replace(plan.config, order="fixed"),
     )
     for channels in group.carriers:
         try:

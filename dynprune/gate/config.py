@@ -1,21 +1,30 @@
 """How the gate of a group is built: plain values that recipes and files hold."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from dynprune.gate.predictor import Pool
+from torch import Tensor
 
-__all__ = ["Compensation", "Execution", "GateConfig", "GateMode", "Order"]
+from dynprune.gate.predictor import Pool, PredictorFactory
+
+__all__ = ["Compensation", "Execution", "GateConfig", "GateMode", "Importance", "Order"]
 
 Execution = Literal["compact", "scatter", "masked"]
 GateMode = Literal["value", "straight_through"]
 Order = Literal["dynamic", "fixed", "prefix", "random"]
 Compensation = Literal["zero", "mean", "learned"]
 
+Importance = Callable[[Any], Tensor]
+"""From the moments of a group's neurons (`dynprune.measure.moments.NeuronMoments`) to what each is
+worth: (n, neurons) on each input, or (neurons,) on all of them alike; positive where it matters."""
+
+_FUNCTIONS = ("predictor", "importance")
+
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How the gate of a group is built; all plain values.
+    """How the gate of a group is built: plain values, and functions of the user's own.
 
     Attributes:
         prune_ratio: share of the group's neurons that ends up skipped, 0 to 1.
@@ -31,6 +40,9 @@ class GateConfig:
             that starts at the mean and is ``learned``. Needs a consumer, so not for ``qk``.
         order: ``dynamic`` by score; the controls are ``fixed`` (by prior alone), ``prefix`` (the
             first neurons) and ``random`` (one fixed random set).
+        predictor: makes the predictor; dynprune's own where None. No file holds it.
+        importance: of neurons, by which calibration orders them; how far the output moves without
+            them where None. No file holds it.
         masked: whether the group is gated even where its neurons can only be masked, which costs
             the gate and saves nothing.
     """
@@ -44,8 +56,10 @@ class GateConfig:
     pool: Pool = "mean"
     compensation: Compensation = "mean"
     order: Order = "dynamic"
+    predictor: PredictorFactory | None = None
+    importance: Importance | None = None
     masked: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return asdict(self)
+        """Return the fields that are plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FUNCTIONS}

@@ -18,7 +18,12 @@ from dynprune.gate.call import (
 from dynprune.gate.config import Execution, GateConfig
 from dynprune.gate.heads import HeadWidth, set_head_widths
 from dynprune.gate.instances import InstanceLayout
-from dynprune.gate.predictor import GatePredictor, pool_tokens, pooled_width
+from dynprune.gate.predictor import (
+    GatePredictor,
+    make_own_predictor,
+    pool_tokens,
+    pooled_width,
+)
 from dynprune.gate.selection import GateOutput, Selection, select
 from dynprune.gate.topr import kept_count
 
@@ -92,19 +97,16 @@ class NeuronGate(nn.Module):
         self.requested: Literal["compact", "masked"] = "compact"
         self.final_ratio = config.prune_ratio
         self.prune_ratio = 0.0
-        self.predictor: GatePredictor | None = None
-        if config.order == "dynamic":
-            hidden = config.hidden or max(LEAST_HIDDEN, round(config.hidden_ratio * in_features))
-            self.predictor = GatePredictor(
-                pooled_width(in_features, config.pool), neurons, hidden, device=device, dtype=dtype
-            )
+        self.predictor = _predictor(in_features, neurons, config, device, dtype)
         self.register_buffer("prior", torch.zeros(neurons, device=device, dtype=dtype))
         if config.mode == "value" and self.predictor is not None:
-            self.beta = nn.Parameter(torch.ones((), device=device, dtype=dtype))
+            # A predictor of the user's own need not start as zero; its factor then does.
+            start = torch.zeros if config.predictor is not None else torch.ones
+            self.beta = nn.Parameter(start((), device=device, dtype=dtype))
         self.mean: nn.Parameter | None = None
         if config.compensation != "zero" and kind != "qk":
-            start = torch.zeros(neurons, device=device, dtype=dtype)
-            self.mean = nn.Parameter(start, requires_grad=config.compensation == "learned")
+            zeros = torch.zeros(neurons, device=device, dtype=dtype)
+            self.mean = nn.Parameter(zeros, requires_grad=config.compensation == "learned")
         self.set_prune_ratio(config.prune_ratio)
 
     def set_prune_ratio(self, ratio: float) -> None:
@@ -207,7 +209,7 @@ class NeuronGate(nn.Module):
     @property
     def macs(self) -> int:
         """Multiply-adds of the gate for one input instance."""
-        return self.predictor.macs if self.predictor is not None else 0
+        return int(getattr(self.predictor, "macs", 0))
 
     def narrow_heads(
         self, widths: Sequence[HeadWidth], partners: Sequence["NeuronGate"] = ()
@@ -229,3 +231,20 @@ class NeuronGate(nn.Module):
             f"{self.kind}, neurons={self.neurons}, heads={self.heads}, kept={self.kept} a segment, "
             f"{self.running}"
         )
+
+
+def _predictor(
+    in_features: int,
+    neurons: int,
+    config: GateConfig,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+) -> nn.Module | None:
+    """Make the predictor of a gate's configuration; None where no input plays a part."""
+    if config.order != "dynamic":
+        return None
+    features = pooled_width(in_features, config.pool)
+    if config.predictor is not None:
+        return make_own_predictor(config.predictor, features, neurons, device=device, dtype=dtype)
+    hidden = config.hidden or max(LEAST_HIDDEN, round(config.hidden_ratio * in_features))
+    return GatePredictor(features, neurons, hidden, device=device, dtype=dtype)

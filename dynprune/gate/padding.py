@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -108,7 +107,7 @@ def masks_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Param
     sources: list[Tensor] = []
     empty = parameters.both  # nothing says which of the module's own tokens are padding
     count = len(args)
-    given = [
+    given: list[tuple[str, str | None, Any]] = [
         (name, kind, args[place] if place < count else kwargs.get(name))
         for place, name, kind in parameters.read
     ]
@@ -142,7 +141,6 @@ def masks_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], parameters: Param
 _NONE = Masks()
 
 
-@cache
 def _kind(name: str, padding_alone: bool) -> str | None:
     """Return what an argument is by its name: an ``own`` mask, an ``other`` one, a ``source``."""
     if name in _SOURCES:

@@ -1,14 +1,29 @@
 """The predictor: from a pooled input to one number for each neuron."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GatePredictor", "Pool", "pool_tokens", "pooled_width"]
+from dynprune.errors import UsageError
+
+__all__ = [
+    "GatePredictor",
+    "Pool",
+    "PredictorFactory",
+    "make_own_predictor",
+    "pool_tokens",
+    "pooled_width",
+]
 
 Pool = Literal["mean", "mean-std", "mean-max"]
+
+PredictorFactory = Callable[[int, int], nn.Module]
+"""From the width of the pooled input and the group's neurons to a module (B, width) -> (B, neurons)
+with an integer ``macs``, its multiply-adds for one instance, and perhaps a method
+``fit(summaries, targets)`` by which calibration starts it, see `dynprune.planning.fit`."""
 
 INSERTION_STD = 1e-7  # of the last layer's weights: small enough that a fresh gate is the identity
 
@@ -103,3 +118,48 @@ class GatePredictor(nn.Module):
     def macs(self) -> int:
         """Multiply-adds for one instance."""
         return self.down.weight.numel() + self.up.weight.numel()
+
+
+def make_own_predictor(
+    factory: PredictorFactory,
+    features: int,
+    neurons: int,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Make a predictor of the user's own, and check that it is one.
+
+    Args:
+        factory: makes it.
+        features: width of the pooled input.
+        neurons: of the group.
+        device: of its parameters.
+        dtype: of its parameters.
+
+    Raises:
+        UsageError: where it is no module, gives something else than a number for each neuron, or
+            does not say what it costs.
+    """
+    made = factory(features, neurons)
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"predictor gave a {type(made).__name__}; it must give an nn.Module")
+    name = type(made).__name__
+    if not isinstance(getattr(made, "macs", None), int):
+        raise UsageError(
+            f"predictor {name} does not say what it costs: give it an attribute macs, its "
+            "multiply-adds for one instance"
+        )
+    made = made.to(device=device, dtype=dtype)
+    training = made.training
+    summaries = torch.zeros(2, features, device=device, dtype=dtype)
+    with torch.no_grad():
+        found = made.eval()(summaries)
+    made.train(training)
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (2, neurons):
+        raise UsageError(
+            f"predictor {name} gave {shape} for (2, {features}) pooled inputs; a group of "
+            f"{neurons} neurons needs (2, {neurons})"
+        )
+    return made

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -14,7 +14,7 @@ from dynprune.graph.gather import gather
 from dynprune.graph.neurons import MacNode, NeuronGroup
 from dynprune.graph.rules import RULES
 from dynprune.graph.trace import Method, Trace, trace
-from dynprune.graph.walk import Walk
+from dynprune.graph.walk import Rule, Walk
 
 __all__ = ["Grouping", "ancestor", "find_groups"]
 
@@ -45,12 +45,16 @@ class Grouping:
         return tuple(group for group in self.groups if group.reason is None)
 
 
-def find_groups(model: nn.Module, example: Example) -> Grouping:
+def find_groups(
+    model: nn.Module, example: Example, *, rules: Mapping[str, Rule] = RULES
+) -> Grouping:
     """Find every neuron group of ``model`` by tracing one call of it.
 
     Args:
         model: any module; neither its weights nor its training flags change.
         example: one call of it.
+        rules: what each operation does to the labels of neurons, by its ATen name or, outside of
+            ATen, ``namespace::name``; an operation without a rule refuses what passes through it.
 
     Returns:
         Groups and multiply-adds.
@@ -60,10 +64,10 @@ def find_groups(model: nn.Module, example: Example) -> Grouping:
     """
     start = time.perf_counter()
     traced = trace(model, example)
-    ledger = Walk(traced, RULES).run()
+    ledger = Walk(traced, rules).run()
     found, owner = gather(ledger)
     for branch in traced.branches:
-        found = list(_held_against(found, branch))
+        found = list(_held_against(found, branch, rules))
     causality = find_causality(model, example, found)
     groups = tuple(_judged(group, causality) for group in found)
     return Grouping(
@@ -83,9 +87,11 @@ def _judged(group: NeuronGroup, causality: Causality) -> NeuronGroup:
     return replace(group, causal=maker in causality.causal, reason=reason)
 
 
-def _held_against(groups: Iterable[NeuronGroup], branch: Trace) -> Iterator[NeuronGroup]:
+def _held_against(
+    groups: Iterable[NeuronGroup], branch: Trace, rules: Mapping[str, Rule]
+) -> Iterator[NeuronGroup]:
     """Refuse the groups whose layers do something else with their neurons on another branch."""
-    ledger = Walk(branch, RULES).run()
+    ledger = Walk(branch, rules).run()
     others = gather(ledger)[0]
     alike = {_identity(other) for other in others if other.reason is None}
     runs = {layer.module for layer in ledger.layers.values()}

@@ -95,7 +95,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
             try:
                 with _quiet():
                     return _exported(model, call, example.batch, start)
-            except Exception as error:
+            except Exception as error:  # whatever the host's code or torch's tracer raises
                 failure = failure or error
             kept.put_back()
         logger.debug("export failed: %s", failure)
@@ -105,7 +105,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
                 recorded = record_one_run(model, call)
                 kept.put_back()
                 others, whole = record_branches(model, call, kept)
-            except Exception as error:
+            except Exception as error:  # likewise
                 failure = error
                 kept.put_back()
                 continue

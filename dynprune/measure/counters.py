@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.host.quiet import without_logs
-from dynprune.measure.executed import count_executed
+from dynprune.measure.executed import ExecutedMacs, count_executed
 
 __all__ = ["CounterRow", "compare_counters", "flop_counter_macs", "fvcore_macs"]
 
@@ -97,7 +97,7 @@ def compare_counters(model: nn.Module, example: Example) -> list[CounterRow]:
     sees_attention = any(_ATTENTION in op and macs for op, macs in torchs.items())
     no_formula = f"it has no formula for attention on this device ({attention} MACs)"
     return [
-        CounterRow("dynprune", ours.total, ours.total, "every product that ran"),
+        CounterRow("dynprune", ours.total, ours.total, _said(ours)),
         CounterRow(
             "fvcore", theirs, ours.total - attention, no_formula if attention else "it agrees"
         ),
@@ -108,3 +108,9 @@ def compare_counters(model: nn.Module, example: Example) -> list[CounterRow]:
             no_formula if attention and not sees_attention else "it agrees",
         ),
     ]
+
+
+def _said(ours: ExecutedMacs) -> str:
+    if not ours.uncounted:
+        return "every product that ran"
+    return f"without {', '.join(sorted(ours.uncounted))}, which have no formula"

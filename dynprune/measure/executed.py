@@ -14,8 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dynprune.example import Example
 from dynprune.host.fused_paths import without_fused_paths
 from dynprune.host.trial import trial
+from dynprune.measure.operators import has_no_products, plain_name
 
-__all__ = ["ExecutedMacs", "count_executed", "executed"]
+__all__ = ["FORMULAS", "ExecutedMacs", "Formula", "count_executed", "executed"]
+
+Formula = Callable[[tuple[Any, ...], Any], int]
+"""From the positional arguments and the result of an operator to its multiply-adds."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,19 @@ class ExecutedMacs:
         total: of the whole call, all batch rows.
         by_module: innermost module -> its own multiply-adds ("" for the model itself).
         by_op: ATen operator -> multiply-adds.
+        uncounted: operators that ran without a formula, and of which it is not known that they
+            have no products -> how often; what they cost is missing in ``total``.
     """
 
     total: int
     by_module: Mapping[str, int]
     by_op: Mapping[str, int]
+    uncounted: Mapping[str, int]
 
 
-def executed(model: nn.Module, example: Example) -> int:
+def executed(
+    model: nn.Module, example: Example, *, handles: Mapping[str, Formula] | None = None
+) -> int:
     """Count the multiply-adds that one call of a model executes.
 
     Products alone count: linears, convolutions, matrix products and attention. What is skipped in
@@ -42,47 +51,66 @@ def executed(model: nn.Module, example: Example) -> int:
     Args:
         model: run as it is, in its own mode.
         example: the call.
+        handles: operator -> formula, besides and before `FORMULAS`; see `count_executed`.
     """
-    return count_executed(model, example).total
+    return count_executed(model, example, handles=handles).total
 
 
-def count_executed(model: nn.Module, example: Example) -> ExecutedMacs:
+def count_executed(
+    model: nn.Module, example: Example, *, handles: Mapping[str, Formula] | None = None
+) -> ExecutedMacs:
     """Count as `executed` does, and say which module and operator ran the products.
 
     Args:
         model: run as it is, in its own mode.
         example: the call.
+        handles: operator -> formula, besides and before `FORMULAS`. An operator of ATen goes by
+            its plain name (``mm``), another one by ``namespace::name``.
     """
+    formulas = {**FORMULAS, **(handles or {})}
     by_module: Counter[str] = Counter()
     by_op: Counter[str] = Counter()
+    uncounted: Counter[str] = Counter()
     with (
         torch.no_grad(),
         trial(model),
         without_fused_paths(),
         _current_module(model) as stack,
-        _Count(stack, by_module, by_op),
+        _Count(stack, formulas, by_module, by_op, uncounted),
     ):
         example.run(model)
-    return ExecutedMacs(sum(by_op.values()), dict(by_module), dict(by_op))
+    return ExecutedMacs(sum(by_op.values()), dict(by_module), dict(by_op), dict(uncounted))
 
 
 class _Count(TorchDispatchMode):
     """Adds up the products of every operator that reaches a kernel."""
 
-    def __init__(self, stack: list[str], by_module: Counter[str], by_op: Counter[str]) -> None:
+    def __init__(
+        self,
+        stack: list[str],
+        formulas: Mapping[str, Formula],
+        by_module: Counter[str],
+        by_op: Counter[str],
+        uncounted: Counter[str],
+    ) -> None:
         super().__init__()
-        self.stack, self.by_module, self.by_op = stack, by_module, by_op
+        self.stack, self.formulas = stack, formulas
+        self.by_module, self.by_op, self.uncounted = by_module, by_op, uncounted
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name.split("::")[1]
-        formula = _FORMULAS.get(name)
+        name = plain_name(func)
+        formula = self.formulas.get(name)
         if formula is None:
             with self:  # a composite operator shows its parts here, under inference mode too
                 parts = func.decompose(*args, **kwargs)
-            return func(*args, **kwargs) if parts is NotImplemented else parts
+            if parts is not NotImplemented:
+                return parts
+            if not has_no_products(func):
+                self.uncounted[name] += 1
+            return func(*args, **kwargs)
         out = func(*args, **kwargs)
         macs = formula(args, out)
         self.by_op[name] += macs
@@ -112,7 +140,7 @@ def _current_module(model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _product(left: int) -> Callable[[tuple[Any, ...], Any], int]:
+def _product(left: int) -> Formula:
     """Of ``(..., m, k) x (..., k, n)``: every output element takes k; operand ``left`` has k."""
     return lambda args, out: out.numel() * args[left].shape[-1]
 
@@ -138,7 +166,7 @@ def _attention(args: tuple[Any, ...], _: Any) -> int:
     return scores * (query.shape[-1] + value.shape[-1])
 
 
-_FORMULAS: Mapping[str, Callable[[tuple[Any, ...], Any], int]] = {
+FORMULAS: Mapping[str, Formula] = {
     "mm": _product(0),
     "bmm": _product(0),
     "mv": _product(0),
@@ -152,14 +180,15 @@ _FORMULAS: Mapping[str, Callable[[tuple[Any, ...], Any], int]] = {
     "addbmm": lambda args, out: out.numel() * args[1].shape[0] * args[1].shape[-1],
     "linear": _linear,
     "mkldnn_linear": _linear,
-    "_linear_pointwise": _linear,
+    "mkldnn::_linear_pointwise": _linear,
     "convolution": _convolution,
     "convolution_overrideable": _convolution,
     "mkldnn_convolution": _conv_forward,
-    "_convolution_pointwise": _conv_forward,
+    "mkldnn::_convolution_pointwise": _conv_forward,
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_flash_attention": _attention,
     "_scaled_dot_product_efficient_attention": _attention,
     "_scaled_dot_product_cudnn_attention": _attention,
     "_scaled_dot_product_fused_attention_overrideable": _attention,
 }
+"""Every operator that is counted, by its plain name."""

@@ -10,10 +10,11 @@ from torch import nn
 
 from dynprune.example import Example
 from dynprune.gate import attached, gates, is_gated, remove
+from dynprune.graph import RULES, Rule
 from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import MacNode
 from dynprune.host.modes import evaluating
-from dynprune.measure.executed import count_executed, executed
+from dynprune.measure.executed import Formula, count_executed
 from dynprune.models import is_fixed, provenance_of, records_of, set_provenance
 from dynprune.rewrite import FoldedDecoder, undo
 from dynprune.rewrite.cuts import FIX_NEURONS
@@ -75,6 +76,7 @@ class MacsReport:
         dense_parameters: of the model as published.
         pruned_parameters: of the pruned model, without what it keeps only for the way back.
         layers: module by module, in the order in which they run.
+        uncounted: operators that ran and have no formula; what they cost is missing everywhere.
     """
 
     input: tuple[int, ...]
@@ -85,6 +87,7 @@ class MacsReport:
     dense_parameters: int
     pruned_parameters: int
     layers: tuple[LayerMacs, ...]
+    uncounted: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Give the document of ``dynprune report flops --json``."""
@@ -103,6 +106,7 @@ class MacsReport:
                 {"name": layer.name, "dense": layer.dense, "pruned": layer.pruned}
                 for layer in self.layers
             ],
+            "uncounted": list(self.uncounted),
         }
 
 
@@ -132,7 +136,14 @@ def analytic(
     return {name: round(macs) for name, macs in layers.items()}
 
 
-def macs_report(model: nn.Module, example: Example, calls: Sequence[Example] = ()) -> MacsReport:
+def macs_report(
+    model: nn.Module,
+    example: Example,
+    calls: Sequence[Example] = (),
+    *,
+    handles: Mapping[str, Formula] | None = None,
+    rules: Mapping[str, Rule] = RULES,
+) -> MacsReport:
     """Count a model's multiply-adds in all three forms.
 
     Args:
@@ -140,14 +151,18 @@ def macs_report(model: nn.Module, example: Example, calls: Sequence[Example] = (
         example: the call that is counted.
         calls: more calls of the same shape with other inputs, to see how much executed counts
             vary; none takes ``example`` alone.
+        handles: operator -> formula of what ran, besides dynprune's own; see `count_executed`.
+        rules: what each operation does to neurons, by its ATen name; what an operation of one's
+            own costs in the traced graph is said by its rule, with `Walk.product`.
     """
     rewritten = without_gates(model)
     dense = as_published(rewritten)
     with evaluating(model), evaluating(rewritten), evaluating(dense), torch.no_grad():
-        before = count_executed(dense, example)
-        ran = [executed(model, call) for call in calls or (example,)]
-        grouping = find_groups(rewritten, example)
-        left = find_groups(model, example) if is_fixed(model) else grouping
+        before = count_executed(dense, example, handles=handles)
+        counts = [count_executed(model, call, handles=handles) for call in calls or (example,)]
+        ran = [count.total for count in counts]
+        grouping = find_groups(rewritten, example, rules=rules)
+        left = find_groups(model, example, rules=rules) if is_fixed(model) else grouping
     found = gates(model)
     plans = attached(model).plans if is_gated(model) else ()
     pruned = analytic(
@@ -170,6 +185,7 @@ def macs_report(model: nn.Module, example: Example, calls: Sequence[Example] = (
         layers=tuple(
             LayerMacs(name, before.by_module.get(name, 0), pruned.get(name, 0)) for name in names
         ),
+        uncounted=tuple(sorted({op for count in (before, *counts) for op in count.uncounted})),
     )
 
 

@@ -189,13 +189,13 @@ def _read(name: str, read: Callable[..., Any], part: str) -> Any:
     with _quiet():
         try:
             return read(online=False)
-        except Exception as error:
+        except Exception as error:  # transformers raises many kinds
             if Path(name).is_dir():
                 raise InputError(f"the {part} of {name} cannot be read: {_first(error)}") from error
             _check_hub(name, error)
         try:
             return read(online=True)
-        except Exception as error:
+        except Exception as error:  # likewise
             raise InputError(
                 f"no {part} of a model {name!r}: there is no such directory, and the hub "
                 f"answered: {_first(error)}"

@@ -2,7 +2,8 @@
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -14,9 +15,10 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from dynprune.errors import DynpruneError, InputError, OutputError
+from dynprune.errors import DynpruneError, InputError, OutputError, UsageError
 from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, fold_means, gates, inject, is_gated
+from dynprune.gate.predictor import PredictorFactory
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
 from dynprune.models.manifest import MANIFEST, SCHEMA, is_as_written, read_manifest, sealed
@@ -93,6 +95,7 @@ def write_model(
         "rewrites": [record.to_json() for record in provenance.rewrites],
         "groups": [plan.to_json() for plan in plans],
         "prune_ratios": {name: gate.prune_ratio for name, gate in gates(model).items()},
+        **_own_predictor(plans),
         "refitted": provenance.refitted,
         "steps": steps or provenance.steps,
         **_types(model),
@@ -114,7 +117,10 @@ def write_model(
 
 
 def load(
-    directory: str | Path, *, factory: Callable[[], nn.Module] | str | None = None
+    directory: str | Path,
+    *,
+    factory: Callable[[], nn.Module] | str | None = None,
+    predictor: PredictorFactory | None = None,
 ) -> nn.Module:
     """Load what `save` wrote: no tracing, no recipe and no training code takes part.
 
@@ -122,22 +128,28 @@ def load(
         directory: that `save` wrote.
         factory: the function that makes the architecture, for a model that is not from
             transformers; code that a file names is never run.
+        predictor: the function that makes the gates' predictors, where they are the user's own.
 
     Returns:
         The model in eval mode; a gated one runs compactly.
 
     Raises:
-        InputError: where files are missing, damaged or do not belong together.
+        InputError: where files are missing, damaged or do not belong together, or need a predictor
+            that was not given.
+        UsageError: where ``predictor`` is given, and the gates have dynprune's own.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    _check_predictor(manifest, predictor, directory)
     header = read_header(directory / WEIGHTS)
     try:
         provenance = _read_provenance(manifest, directory)
         # No group is larger than the largest tensor in which its neurons' weights lie.
         widest = max(header.widest, _LEAST_WIDEST)
         check_numbers(manifest["groups"], where="a group", most=widest)
-        plans = [GroupPlan.from_json(record) for record in manifest["groups"]]
+        plans = [
+            _with_predictor(GroupPlan.from_json(record), predictor) for record in manifest["groups"]
+        ]
         ratios = {str(name): float(r) for name, r in manifest["prune_ratios"].items()}
         most = 4 * header.elements + _SLACK
         model = build(provenance.source, factory=factory, most=most)
@@ -149,7 +161,7 @@ def load(
         _give_types(model, str(manifest["dtype"]), manifest.get("dtypes", {}))
     except InputError as error:
         raise InputError(f"{directory / MANIFEST}: {error}") from error
-    except Exception as error:
+    except Exception as error:  # of records that somebody wrote; our own are raised again
         if is_as_written(manifest) and not isinstance(error, DynpruneError):
             raise  # nobody changed what we wrote, so this is a fault of ours
         raise InputError(
@@ -159,6 +171,36 @@ def load(
     _load_weights(model, directory / WEIGHTS)
     set_provenance(model, provenance)
     return model.eval()
+
+
+def _own_predictor(plans: Sequence[GroupPlan]) -> dict[str, str]:
+    """Name the function of the user's own that makes the gates' predictors, where there is one."""
+    for plan in plans:
+        if plan.mode != "refused" and (made := plan.config.predictor) is not None:
+            kind = made if hasattr(made, "__qualname__") else type(made)
+            return {"predictor": f"{kind.__module__}:{kind.__qualname__}"}
+    return {}
+
+
+def _check_predictor(
+    manifest: Mapping[str, Any], predictor: PredictorFactory | None, directory: Path
+) -> None:
+    """Refuse a model without the predictor that it needs, or with one that it does not."""
+    named = manifest.get("predictor")
+    if named is not None and predictor is None:
+        raise InputError(
+            f"the gates of {directory} have a predictor of their author's own ({str(named)[:80]}), "
+            "which no file holds: load it in Python, with dynprune.load(..., predictor=...)"
+        )
+    if named is None and predictor is not None:
+        raise UsageError(
+            f"predictor was given, but the gates of {directory} have dynprune's own or none: load "
+            "it without"
+        )
+
+
+def _with_predictor(plan: GroupPlan, predictor: PredictorFactory | None) -> GroupPlan:
+    return replace(plan, config=replace(plan.config, predictor=predictor))
 
 
 def _types(model: nn.Module) -> dict[str, Any]:

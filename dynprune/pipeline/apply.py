@@ -1,7 +1,7 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -10,8 +10,10 @@ from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate import attached, is_gated, remove
+from dynprune.gate.config import Importance
 from dynprune.gate.fixed import fix_gates
-from dynprune.graph import find_groups
+from dynprune.gate.predictor import PredictorFactory
+from dynprune.graph import RULES, Rule, find_groups
 from dynprune.laws import note_dense
 from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
 from dynprune.models.provenance import without_place
@@ -32,7 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 def apply_recipe(
-    loaded: LoadedModel, recipe: Recipe, *, calibration: Iterable[Example] | None = None
+    loaded: LoadedModel,
+    recipe: Recipe,
+    *,
+    calibration: Iterable[Example] | None = None,
+    predictor: PredictorFactory | None = None,
+    importance: Importance | None = None,
+    rules: Mapping[str, Rule] = RULES,
 ) -> nn.Module:
     """Rewrite and gate a dense model, in place.
 
@@ -41,6 +49,9 @@ def apply_recipe(
         recipe: its ``rewrite``, ``apply`` and ``sparsity`` are carried out.
         calibration: inputs from which order, means and predictors start; the weights alone give
             an order where None.
+        predictor: makes the gates' predictors; dynprune's own where None.
+        importance: of neurons, by which calibration orders them; dynprune's own where None.
+        rules: what each operation does to neurons, by its ATen name.
 
     Returns:
         ``loaded.module`` in eval mode, gated; with ``apply.gate.choose: fixed`` it has narrow plain
@@ -50,31 +61,36 @@ def apply_recipe(
         NoMatchError: where a target matches nothing, or no group at all can be gated.
         LawError: where the gated model is not the dense one with nothing skipped, or a small call
             shows that it would be wrong otherwise.
-        UsageError: neurons were removed from the model for good before.
+        UsageError: where ``predictor`` or ``importance`` is not what it should be, or could have
+            no effect, or neurons were removed from the model for good before.
     """
     model = loaded.module
+    _check_own(recipe, calibration, predictor, importance)
     refuse_fixed(records_of(model))
     calibration = None if calibration is None else list(calibration)
-    refitted = 0
     made = count_made(model)
     fixes = recipe.apply.gate.choose == "fixed"
     try:
         removed: list[Rewrite] = []
         if recipe.apply.drop_dead:
-            found = find_groups(model, loaded.example).groups
+            found = find_groups(model, loaded.example, rules=rules).groups
             align = recipe.apply.gate.align
             removed = drop_dead(model, loaded.example, found, calibration or (), align=align)
             gone = sum(len(record.details["dead"]) for record in removed)
             logger.info("Removed %d neurons of type III.", gone)
         note = note_dense(model, loaded.example)
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
-        grouping = find_groups(model, loaded.example)
+        grouping = find_groups(model, loaded.example, rules=rules)
         informed = recipe.apply.gate.start == "informed"
+        configs = {
+            name: replace(config, predictor=predictor, importance=importance)
+            for name, config in gate_configs(recipe, grouping.groups).items()
+        }
         gate_in_one_pass(
             model,
             loaded.example,
             grouping,
-            gate_configs(recipe, grouping.groups),
+            configs,
             calibration,
             Aims(
                 saves_time=recipe.apply.target == "latency",
@@ -86,6 +102,7 @@ def apply_recipe(
             seed=recipe.runtime.seed,
         )
         require_laws(model, note, whole=True)
+        refitted = 0
         if calibration is not None and informed and recipe.apply.calibration.refit:
             refitted = refit_consumers(model, calibration)  # changes what is dense
             logger.info("Refitted %d layers that read gated neurons.", refitted)
@@ -109,6 +126,25 @@ def apply_recipe(
         ),
     )
     return model.eval()
+
+
+def _check_own(
+    recipe: Recipe,
+    calibration: Iterable[Example] | None,
+    predictor: PredictorFactory | None,
+    importance: Importance | None,
+) -> None:
+    """Refuse functions of the user's own that nothing would call."""
+    gate = recipe.apply.gate
+    if importance is not None and (calibration is None or gate.start != "informed"):
+        raise UsageError(
+            "importance reads what neurons do on inputs, and none are measured: give calibration, "
+            "and a recipe with apply.gate.start: informed"
+        )
+    if predictor is not None and gate.order != "dynamic":
+        raise UsageError(
+            f"predictor would not be asked: the recipe has apply.gate.order: {gate.order}"
+        )
 
 
 def _without_places(recipe: Recipe) -> Recipe:

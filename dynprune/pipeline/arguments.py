@@ -77,7 +77,7 @@ def text_arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def training_arguments(recipe: Recipe, *, device: str | None = None) -> dict[str, Any]:
-    """Give `dynprune.distill.train` its stages, schedules and settings.
+    """Return the stages, schedules and settings of a `dynprune.distill.TrainingPlan`.
 
     Args:
         recipe: its training sections are read.

@@ -6,7 +6,7 @@ from typing import Any
 
 from dynprune.gate import GateConfig, GroupPlan, attached, is_gated, plan_groups
 from dynprune.gate.probe import small_example
-from dynprune.graph import find_groups
+from dynprune.graph import RULES, Rule, find_groups
 from dynprune.host.modes import at_inference
 from dynprune.models import LoadedModel, records_of
 from dynprune.pipeline.arguments import gate_configs
@@ -59,12 +59,15 @@ class Inspection:
         }
 
 
-def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspection:
+def inspect_model(
+    loaded: LoadedModel, recipe: Recipe | None = None, *, rules: Mapping[str, Rule] = RULES
+) -> Inspection:
     """Find the neuron groups of a model and settle how each would run; changes nothing.
 
     Args:
         loaded: the model; a gated one tells what was done to it.
         recipe: whose targets and rewrites count; every group is a target where None.
+        rules: what each operation does to neurons, by its ATen name.
 
     Raises:
         NoMatchError: where a target or ignore pattern of the recipe matches nothing.
@@ -79,7 +82,7 @@ def inspect_model(loaded: LoadedModel, recipe: Recipe | None = None) -> Inspecti
         with at_inference(model):
             small = small_example(model, loaded.example)
         records = rewrite(model, small, UNGUIDED if recipe is None else recipe.rewrite)
-        grouping = find_groups(model, loaded.example)
+        grouping = find_groups(model, loaded.example, rules=rules)
         if recipe is None:
             configs = {g.name: GateConfig() for g in grouping.groups}
         else:

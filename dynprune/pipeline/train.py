@@ -16,7 +16,7 @@ from dynprune.data import (
     class_shares,
     inverse_root_weights,
 )
-from dynprune.distill import is_first_process
+from dynprune.distill import TrainingPlan, is_first_process
 from dynprune.distill.journal import Record, last_scores
 from dynprune.distill.trainer import train
 from dynprune.errors import DynpruneError, OutputError, RecipeError
@@ -115,13 +115,15 @@ def learn(
         student,
         teacher,
         batches.__getitem__,
+        TrainingPlan(
+            **training_arguments(recipe, device=device),
+            class_weights=weights,
+            facts=facts,
+        ),
         validate=None if validation is None else validate,
         output=output,
         resume=resume,
         only=only,
-        class_weights=weights,
-        fingerprint=facts,
-        **training_arguments(recipe, device=device),
     )
 
 

@@ -10,8 +10,9 @@ from dynprune.example import Example
 from dynprune.gate.compensation import fold_means
 from dynprune.gate.inject import gates
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.measure.moments import measure, ports_of, weight_norm
+from dynprune.measure.moments import NeuronMoments, measure, ports_of, weight_norm
 from dynprune.planning.fit import fit_predictor
+from dynprune.planning.importance import importance_of
 
 __all__ = ["calibrate", "start_from_weights"]
 
@@ -53,24 +54,28 @@ def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = Tru
 
     Source: the order and the means are those of Variance-Based Pruning, arXiv 2507.12988.
     """
-    inputs = 0
-    for name, moments in measure(model, calls).items():
-        gate = gates(model)[name]
-        inputs = len(moments.first)
-        with torch.no_grad():
-            if gate.mean is not None:
-                gate.mean.copy_(moments.first.mean(0))
-            energy = moments.energy(gate.mean)
-            residual = _set_prior(gate, energy)
-            if dynamic and gate.predictor is not None and inputs > 3:
-                usual = residual.mean(0)  # what all inputs share belongs to the base scores
-                gate.prior.add_(usual)
-                gained = fit_predictor(gate.predictor, moments.summaries, residual - usual)
-                logger.debug("%s: the input explains %.2f of its energies", name, gained)
-                if gained > 0 and gate.config.mode == "value":
-                    gate.beta.zero_()
-    fold_means(model)
-    return inputs
+    measured = measure(model, calls)
+    try:
+        for name, moments in measured.items():
+            _start(gates(model)[name], moments, dynamic=dynamic)
+    finally:  # a mean that is not in its offset would be taken for trained weights
+        fold_means(model)
+    return max((len(moments.first) for moments in measured.values()), default=0)
+
+
+def _start(gate: NeuronGate, moments: NeuronMoments, *, dynamic: bool) -> None:
+    """Start one gate from what its neurons did, in place."""
+    with torch.no_grad():
+        if gate.mean is not None:
+            gate.mean.copy_(moments.first.mean(0))
+        residual = _set_prior(gate, importance_of(gate, moments))
+        if dynamic and gate.predictor is not None and len(moments.first) > 3:
+            usual = residual.mean(0)  # what all inputs share belongs to the base scores
+            gate.prior.add_(usual)
+            gained = fit_predictor(gate.predictor, moments.summaries, residual - usual)
+            logger.debug("%s: the input explains %.2f of its energies", gate.name, gained)
+            if gained > 0 and gate.config.mode == "value":
+                gate.beta.zero_()
 
 
 def _set_prior(gate: NeuronGate, energy: Tensor) -> Tensor:

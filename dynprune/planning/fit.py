@@ -1,7 +1,9 @@
 """Fit a gate's predictor in closed form: reduced-rank ridge regression on pooled inputs."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynprune.gate.predictor import GatePredictor
 
@@ -10,12 +12,15 @@ __all__ = ["fit_predictor"]
 RIDGES = torch.logspace(-3, 3, 13, dtype=torch.float64)  # over the mean of the Gram diagonal
 
 
-def fit_predictor(predictor: GatePredictor, summaries: Tensor, targets: Tensor) -> float:
+def fit_predictor(predictor: nn.Module, summaries: Tensor, targets: Tensor) -> float:
     """Make the predictor give ``targets`` for ``summaries``, as far as they generalise, in place.
 
     The best linear map under a ridge chosen by leave-one-out error is cut to half the predictor's
     hidden width; a rank needs two hidden units, since ``relu(v) - relu(-v) = v``. Where leaving
     one out shows no gain over the mean, the predictor becomes the constant mean.
+
+    A predictor of the user's own is fitted by its own ``fit(summaries, targets)``, which returns
+    the share that it explains, and starts as it was made where it has none.
 
     Args:
         predictor: to be fitted.
@@ -33,6 +38,9 @@ def fit_predictor(predictor: GatePredictor, summaries: Tensor, targets: Tensor) 
     Source: leave-one-out by the hat matrix, Hastie et al., The Elements of Statistical Learning,
     Eq. 7.52; reduced rank, Izenman 1975.
     """
+    if not isinstance(predictor, GatePredictor):
+        fit: Callable[[Tensor, Tensor], float] | None = getattr(predictor, "fit", None)
+        return 0.0 if fit is None else float(fit(summaries, targets))
     with torch.no_grad():
         z = predictor.norm(summaries).double()
         t = targets.double()

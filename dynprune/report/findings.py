@@ -38,7 +38,6 @@ class Findings:
         model: what the user called it.
         teacher: likewise; None where there is none.
         data: what the user called the data set.
-        split: of the data set.
         samples: pictures of the split.
         macs: of one call at the model's input size.
         executed: multiply-adds that ran for each picture of a part of the split.
@@ -49,16 +48,16 @@ class Findings:
         classes: names in index order.
         gate_parameters: that the gates brought with them.
         file_bytes: of the weights of ``student`` and ``teacher``, where they are on disk.
-        latency: document of ``report latency --json``, or None.
         recipe: the resolved recipe as YAML, or None.
         environment: that the report was made in.
         commands: what was done -> the command line.
+        split: of the data set; set by who opened it.
+        latency: document of ``report latency --json``, or None; set by who timed the model.
     """
 
     model: str
     teacher: str | None
     data: str
-    split: str
     samples: int
     macs: MacsReport
     executed: tuple[int, ...]
@@ -69,10 +68,11 @@ class Findings:
     classes: tuple[str, ...]
     gate_parameters: int
     file_bytes: Mapping[str, int]
-    latency: Mapping[str, Any] | None
     recipe: str | None
     environment: Mapping[str, Any]
     commands: Mapping[str, str]
+    split: str = "val"
+    latency: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Give the figures as plain values, without what is said of single neurons."""
@@ -99,13 +99,10 @@ def gather(
     data: SegmentationData,
     *,
     teacher: LoadedModel | None = None,
-    split: str = "val",
     images: int | None = None,
     shown: int = 3,
     preprocessing: Preprocessing,
     device: str = "cpu",
-    latency: Mapping[str, Any] | None = None,
-    commands: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Findings:
     """Measure everything that the page shows.
@@ -114,14 +111,11 @@ def gather(
         student: gated; left as it came.
         data: scores are those of all its pictures.
         teacher: the dense model that the student came from; may be rewritten.
-        split: name of the part of the data set.
         images: pictures, evenly over the data, whose neurons and multiply-adds are counted; all
             of them where None.
         shown: pictures to show.
         preprocessing: how pictures go into both models.
         device: where the models are.
-        latency: document of ``report latency --json``.
-        commands: what was done -> the command line.
         progress: called as ``progress(done, total, part=...)``.
 
     Raises:
@@ -162,7 +156,6 @@ def gather(
         model=student.name,
         teacher=None if teacher is None else teacher.name,
         data=str(data.root),
-        split=split,
         samples=len(data),
         macs=macs,
         executed=tuple(ran),
@@ -181,10 +174,9 @@ def gather(
         classes=data.classes,
         gate_parameters=sum(p.numel() for p in gate_parameters(student.module)),
         file_bytes=_file_bytes({"student": student, "teacher": teacher}),
-        latency=latency,
         recipe=provenance_of(student.module).recipe,
         environment=environment(),
-        commands={**_recorded_command(student), **(commands or {})},
+        commands=_recorded_command(student),
     )
 
 

@@ -5,13 +5,14 @@ from dynprune.rewrite.attention.unpacked import UnpackedAttention
 from dynprune.rewrite.decoder.folded import FoldedDecoder
 from dynprune.rewrite.made import count_made
 from dynprune.rewrite.record import Rewrite
-from dynprune.rewrite.surgery import REWRITES, reapply, rewrite, undo
+from dynprune.rewrite.surgery import REWRITES, RewriteKind, reapply, rewrite, undo
 
 __all__ = [
     "REWRITES",
     "UNPACK_ATTENTION",
     "FoldedDecoder",
     "Rewrite",
+    "RewriteKind",
     "UnpackedAttention",
     "count_made",
     "reapply",

@@ -23,11 +23,11 @@ from dynprune.rewrite.memory import (
 from dynprune.rewrite.narrow import DROP_NEURONS, narrow_again
 from dynprune.rewrite.record import Rewrite
 
-__all__ = ["REWRITES", "reapply", "rewrite", "undo"]
+__all__ = ["REWRITES", "RewriteKind", "reapply", "rewrite", "undo"]
 
 
 @dataclass(frozen=True)
-class _Kind:
+class RewriteKind:
     """The two ways in which one kind of rewrite is made; each notes what takes it back.
 
     Attributes:
@@ -39,10 +39,10 @@ class _Kind:
     again: Callable[[nn.Module, Rewrite], Callable[[], None]]
 
 
-REWRITES: Mapping[str, _Kind] = {
-    FOLD_DECODER: _Kind(fold_decoders, refold),
-    CHANNELS_LAST: _Kind(lay_out_channels_last, lay_out_again),
-    UNPACK_ATTENTION: _Kind(unpack_attention, unpack_again),
+REWRITES: Mapping[str, RewriteKind] = {
+    FOLD_DECODER: RewriteKind(fold_decoders, refold),
+    CHANNELS_LAST: RewriteKind(lay_out_channels_last, lay_out_again),
+    UNPACK_ATTENTION: RewriteKind(unpack_attention, unpack_again),
 }
 """Every lossless rewrite by its name in a recipe."""
 
@@ -53,13 +53,20 @@ _FOR_GOOD: Mapping[str, Callable[[nn.Module, Rewrite], Callable[[], None]]] = {
 """What makes the records of removed neurons again."""
 
 
-def rewrite(model: nn.Module, example: Example, names: Sequence[str]) -> list[Rewrite]:
+def rewrite(
+    model: nn.Module,
+    example: Example,
+    names: Sequence[str],
+    *,
+    kinds: Mapping[str, RewriteKind] = REWRITES,
+) -> list[Rewrite]:
     """Apply lossless rewrites in place; each is kept only if it proves itself.
 
     Args:
         model: any model; in its own mode and on its own device.
         example: a call of it.
-        names: keys of `REWRITES`, in order.
+        names: keys of ``kinds``, in order.
+        kinds: every rewrite by its name; a dict of `REWRITES` and one's own.
 
     Returns:
         One record for every module rewritten or refused.
@@ -67,16 +74,22 @@ def rewrite(model: nn.Module, example: Example, names: Sequence[str]) -> list[Re
     Raises:
         UsageError: a name is unknown; the model is untouched.
     """
-    _check_names(names)
-    return [record for name in names for record in REWRITES[name].apply(model, example)]
+    _check_names(names, kinds)
+    return [record for name in names for record in kinds[name].apply(model, example)]
 
 
-def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
+def reapply(
+    model: nn.Module,
+    rewrites: Sequence[Rewrite],
+    *,
+    kinds: Mapping[str, RewriteKind] = REWRITES,
+) -> nn.Module:
     """Rebuild rewritten forms in place from their records, with no tracing and no proof.
 
     Args:
         model: the dense model, with or without its weights.
         rewrites: what `rewrite` gave; refused ones are skipped.
+        kinds: every rewrite by its name, as `rewrite` had them.
 
     Returns:
         The model.
@@ -85,24 +98,26 @@ def reapply(model: nn.Module, rewrites: Sequence[Rewrite]) -> nn.Module:
         UsageError: a record does not fit the model, which is then untouched.
     """
     made = [record for record in rewrites if record.reason is None]
-    _check_names([record.name for record in made if record.name not in _FOR_GOOD])
+    _check_names([record.name for record in made if record.name not in _FOR_GOOD], kinds)
     # What is fixed last may lie in layers that other rewrites make.
     first = [record for record in made if record.name != FIX_NEURONS]
     last = [record for record in made if record.name == FIX_NEURONS]
     before = count_made(model)
-    _again(model, first)
+    _again(model, first, kinds)
     try:
-        return _again(model, last)
+        return _again(model, last, kinds)
     except UsageError:
         undo(model, before)
         raise
 
 
-def _again(model: nn.Module, records: Sequence[Rewrite]) -> nn.Module:
+def _again(
+    model: nn.Module, records: Sequence[Rewrite], kinds: Mapping[str, RewriteKind]
+) -> nn.Module:
     """Check that all of some records fit, then make all of them again, in place."""
     steps = []
     for record in records:
-        again = _FOR_GOOD.get(record.name) or REWRITES[record.name].again
+        again = _FOR_GOOD.get(record.name) or kinds[record.name].again
         try:
             steps.append(again(model, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -129,6 +144,6 @@ def undo(model: nn.Module, since: int = 0) -> nn.Module:
     return model
 
 
-def _check_names(names: Sequence[str]) -> None:
-    if unknown := [name for name in names if name not in REWRITES]:
-        raise UsageError(f"no rewrite is called {unknown[0]!r}; there are: {', '.join(REWRITES)}")
+def _check_names(names: Sequence[str], kinds: Mapping[str, RewriteKind]) -> None:
+    if unknown := [name for name in names if name not in kinds]:
+        raise UsageError(f"no rewrite is called {unknown[0]!r}; there are: {', '.join(kinds)}")

@@ -1,12 +1,13 @@
 import copy
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dynprune.data import VOID, LabelValues, open_dataset
+from dynprune.data import VOID, LabelValues, Layout, find_layout, open_dataset
 from dynprune.errors import InputError
 from tests.data.scenes import ade20k, cityscapes, folder, labels, picture, write_png
 
@@ -206,3 +207,28 @@ def test_equal_copies_have_equal_fingerprints_and_others_do_not(tmp_path):
     first, second = (open_dataset(folder(tmp_path / name)) for name in "ab")
     assert first.fingerprint() == second.fingerprint()
     assert first.fingerprint() != first.subset([0, 1]).fingerprint()
+
+
+def test_a_layout_of_ones_own_finds_the_files(tmp_path):
+    root = folder(tmp_path, samples=3)
+    known = open_dataset(root, "val")
+
+    def reversed_layout(directory, split):
+        found = find_layout(directory, split)
+        return Layout("reversed", found.pairs[::-1], ("a", "b", "c"), None)
+
+    data = open_dataset(root, "val", layout=reversed_layout)
+    assert data.images == known.images[::-1]
+    assert (data.layout, data.classes) == ("reversed", ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "text"),
+    [
+        ((), "layout mine found no picture in split 'val'"),
+        (((Path("/elsewhere.png"), Path("/elsewhere.png")),), "which is not below"),
+    ],
+)
+def test_a_layout_that_finds_nothing_or_elsewhere_is_refused(tmp_path, pairs, text):
+    with pytest.raises(InputError, match=text):
+        open_dataset(tmp_path, layout=lambda *_: Layout("mine", pairs, ("a",), None))

@@ -19,11 +19,13 @@ from dynprune.distill import (
     Penalty,
     Record,
     Reporting,
+    TrainingPlan,
     train,
 )
 from dynprune.distill.schedule import LearningRate, PruneSchedule
 from tests.distill import tiny
 
+CALL = ("validate", "output", "resume", "only")
 CASES = {
     "plain": Execution(device="cpu"),
     "workers": Execution(device="cpu", workers=1),
@@ -58,9 +60,11 @@ def course(
         "output": output,
         "resume": True,
         "seed": 5,
-        "fingerprint": {"recipe": {"name": "tiny"}},
+        "facts": {"recipe": {"name": "tiny"}},
     }
-    return train(student, teacher, tiny.batch, **(settings | changes))
+    settings |= changes
+    call = {name: settings.pop(name) for name in CALL if name in settings}
+    return train(student, teacher, tiny.batch, TrainingPlan(**settings), **call)
 
 
 @torch.no_grad()

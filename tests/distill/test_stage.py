@@ -101,3 +101,52 @@ def test_a_stage_knows_whether_it_needs_a_teacher_and_where_it_looks():
     assert stage.needs_teacher
     assert stage.student_places == {"logits", "encoder_stages"}
     assert stage.teacher_places == {"encoder_stages"}
+
+
+def half_square(student, teacher):
+    return sum((s - t).square().mean() for s, t in zip(student, teacher, strict=True)) / 2
+
+
+def coverage(student, labels):
+    return (student[0].shape[0] * (labels != 255).float()).mean()
+
+
+def test_losses_of_ones_own_read_the_teacher_or_the_labels():
+    student = tiny.folded_teacher()
+    images, labels = tiny.batch(0)
+    own = LossTerm(half_square, 2.0, on="logits")
+    stage = StagePlan("own", 1, (own, LossTerm(coverage, 3.0, on="logits", against="labels")))
+    assert stage.teacher_places == {"logits"}
+    objective = Objective(student).eval()
+    objective.set_stage(stage)
+    target = Observer(tiny.teacher(1), stage.teacher_places)(images)
+    loss, parts = objective(images, labels, target)
+    logits = student(images).logits
+    expected = {
+        "half_square": (logits - target.logits).square().mean() / 2,
+        "coverage": 4 * (labels != 255).float().mean(),
+    }
+    assert list(parts) == list(expected)
+    torch.testing.assert_close(loss, 2 * expected["half_square"] + 3 * expected["coverage"])
+    with pytest.raises(UsageError, match="loss 'coverage' compares with labels, and the data has"):
+        objective(images, None, target)
+
+
+def test_a_loss_of_ones_own_that_is_no_number_is_refused():
+    student = tiny.folded_teacher()
+    objective = Objective(student).eval()
+    objective.set_stage(
+        StagePlan("own", 1, (LossTerm(lambda s, y: s[0], on="logits", against="labels"),))
+    )
+    with pytest.raises(UsageError, match=r"loss '<lambda>' gave \(4, 3, 8, 8\)"):
+        objective(*tiny.batch(0))
+
+
+def test_what_a_checkpoint_remembers_of_a_loss_is_what_earlier_versions_wrote():
+    assert LossTerm("cwd", 2.0, on="logits").to_json() == {
+        "type": "cwd",
+        "weight": 2.0,
+        "on": "logits",
+        "temperature": 1.0,
+    }
+    assert LossTerm(half_square).to_json()["type"] == "half_square"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynprune import gate
-from dynprune.distill import AdamW, Execution, LossTerm, Penalty, StagePlan
+from dynprune.distill import AdamW, Execution, LossTerm, Penalty, StagePlan, TrainingPlan
 from dynprune.distill.processes import join_processes
 from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.distill.step import Stepper, step_seed
@@ -27,9 +27,8 @@ def stepper(execution=CPU, dropout=0.1, **changes):
         "execution": execution,
         "seed": 3,
     }
-    return Stepper(
-        tiny.gated(teacher), teacher, join_processes(execution.device), **(settings | changes)
-    )
+    plan = TrainingPlan(**(settings | changes))
+    return Stepper(tiny.gated(teacher), teacher, join_processes(execution.device), plan)
 
 
 def weights(of):
@@ -163,18 +162,9 @@ def test_gradient_checkpointing_gives_the_same_step():
 def test_gradient_checkpointing_is_refused_where_the_model_has_none():
     model = torch.nn.Conv2d(3, tiny.CLASSES, 1)
     execution = Execution(device="cpu", gradient_checkpointing=True)
+    plan = TrainingPlan([StagePlan("a", 1, (LossTerm("ce"),))], execution=execution)
     with pytest.raises(UsageError, match="Conv2d has no gradient checkpointing"):
-        Stepper(
-            model,
-            None,
-            join_processes(execution.device),
-            stages=[StagePlan("a", 1, (LossTerm("ce"),))],
-            optimizer=AdamW(),
-            learning_rate=LearningRate(),
-            sparsity=PruneSchedule(),
-            penalties=[],
-            execution=execution,
-        )
+        Stepper(model, None, join_processes(execution.device), plan)
 
 
 def test_bf16_keeps_weights_in_float32_and_comes_close():

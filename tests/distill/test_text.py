@@ -7,7 +7,7 @@ import torch
 from transformers import DistilBertConfig, DistilBertModel
 
 from dynprune.data.text import TextBatches, TextData
-from dynprune.distill import AdamW, Execution, LossTerm, Penalty, StagePlan, train
+from dynprune.distill import AdamW, Execution, LossTerm, Penalty, StagePlan, TrainingPlan, train
 from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.errors import UsageError
 from dynprune.gate import GateConfig, gate_model
@@ -59,12 +59,14 @@ def course(student, teacher, stages=STAGES, **changes):
         student,
         teacher,
         batches.__getitem__,
-        stages=stages,
-        optimizer=AdamW(lr=5e-3),
-        learning_rate=LearningRate("constant"),
-        sparsity=PruneSchedule("constant"),
-        penalties=[Penalty("gate_l1", 1e-6)],
-        execution=Execution(device="cpu", **changes),
+        TrainingPlan(
+            stages,
+            optimizer=AdamW(lr=5e-3),
+            learning_rate=LearningRate("constant"),
+            sparsity=PruneSchedule("constant"),
+            penalties=[Penalty("gate_l1", 1e-6)],
+            execution=Execution(device="cpu", **changes),
+        ),
     )
 
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from dynprune import gate
-from dynprune.distill import CheckpointStore, Interrupted, LossTerm, Reporting, StagePlan, train
+from dynprune.distill import (
+    CheckpointStore,
+    Interrupted,
+    LossTerm,
+    Reporting,
+    StagePlan,
+    TrainingPlan,
+    train,
+)
 from dynprune.distill.schedule import PruneSchedule
 from dynprune.errors import OutputError, UsageError
 from tests.distill import tiny
@@ -180,7 +188,7 @@ def test_a_stage_waits_for_those_before_it(tmp_path):
 def test_another_recipe_another_teacher_or_another_seed_is_not_resumed(tmp_path):
     finished("plain", tmp_path)
     for changes, text in (
-        ({"fingerprint": {"recipe": {"name": "other"}}}, "recipe.name: tiny -> other"),
+        ({"facts": {"recipe": {"name": "other"}}}, "recipe.name: tiny -> other"),
         ({"seed": 6}, "seed: 5 -> 6"),
         ({"sparsity": PruneSchedule(end_step=5)}, "sparsity.end_step: 4 -> 5"),
         ({"execution": CASES["ema"]}, "execution.ema: null -> 0.9"),
@@ -229,7 +237,7 @@ def test_a_student_without_gates_is_fine_tuned_without_a_teacher():
     student = tiny.teacher()
     stages = [StagePlan("labels", 3, (LossTerm("ce"),))]
     before = {n: p.clone() for n, p in student.named_parameters()}
-    records = list(train(student, None, tiny.batch, stages=stages, validate=validate))
+    records = list(train(student, None, tiny.batch, TrainingPlan(stages), validate=validate))
     assert records[-1].prune_ratio == 0.0
     assert records[-1].kept_share == 1.0
     assert any(not torch.equal(p, before[n]) for n, p in student.named_parameters())

@@ -80,10 +80,14 @@ def test_every_command_runs_after_those_before_it(tmp_path, monkeypatch):
     assert (tmp_path / "streets.onnx").is_file()
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in PAGE.parent.glob("*.md")))
+PAGES = sorted(path.relative_to(PAGE.parent).as_posix() for path in PAGE.parent.rglob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_of_a_page_leads_somewhere(page):
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (PAGE.parent / page).read_text("utf-8"))
-    assert [link for link in links if not (PAGE.parent / link).exists()] == []
+    place = PAGE.parent / page
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", place.read_text("utf-8"))
+    assert [link for link in links if not (place.parent / link).exists()] == []
 
 
 def test_the_tutorial_has_every_verb_of_the_main_job():

@@ -8,7 +8,7 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.export.engines import ENGINES, latency_report
+from dynprune.export.engines import ENGINES, RUNNERS, Subject, latency_report
 from dynprune.export.onnx import onnx_model
 from dynprune.measure.executed import executed
 
@@ -61,3 +61,16 @@ def test_the_dense_form_alone_keeps_its_norms(
 def test_an_unknown_engine_is_named() -> None:
     with pytest.raises(UsageError, match="no engine is called 'tensorrt'; there are: torch,"):
         latency_report(Small(), Example((torch.randn(1, 3, 8, 8),)), ["tensorrt"])
+
+
+def test_an_engine_of_ones_own_is_timed_beside_ours(gated: nn.Module, example: Example) -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def counted(subject: Subject, threads: int) -> Any:
+        seen.append((subject.as_published, threads))
+        return lambda: subject.example.run(subject.model)
+
+    engines = {"mine": counted, "torch": RUNNERS["torch"]}
+    report = latency_report(gated, example, engines, runs=1, warmup=0, threads=1)
+    assert list(report.engines) == ["mine", "torch"]
+    assert seen == [(True, 1), (False, 1), (False, 1)]  # dense, rewritten, pruned

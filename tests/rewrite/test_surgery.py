@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +13,20 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.rewrite import FoldedDecoder, Rewrite, reapply, rewrite, undo
+from dynprune.rewrite import (
+    REWRITES,
+    FoldedDecoder,
+    Rewrite,
+    RewriteKind,
+    reapply,
+    rewrite,
+    undo,
+)
 from dynprune.rewrite.decoder import bands as bands_module
 from dynprune.rewrite.decoder import folded as folded_module
 from dynprune.rewrite.decoder.bands import bands_of_sum
 from dynprune.rewrite.decoder.folded import pointwise_as
+from dynprune.rewrite.made import note_undo
 from tests.rewrite.heads import assert_close, image, output, segformer
 
 from .heads import ConvHead, LinearHead, Model, stirred
@@ -270,3 +279,31 @@ def test_both_forms_of_a_1x1_map_compute_the_same(model: nn.Module) -> None:
     with pointwise_as("convolution"):
         assert_close(output(model, x), expected)
     assert torch.equal(output(model, x), expected)
+
+
+def test_a_rewrite_of_ones_own_is_made_rebuilt_and_taken_back_by_its_kind() -> None:
+    def flip(model: nn.Module) -> None:
+        model.get_parameter("weight").data.neg_()
+
+    def negate(model: nn.Module) -> None:
+        note_undo(model, flip)
+        flip(model)
+
+    def apply(model: nn.Module, example: Example) -> list[Rewrite]:
+        negate(model)
+        return [Rewrite("negate", "", {}, 0.0)]
+
+    def again(model: nn.Module, record: Rewrite) -> Callable[[], None]:
+        return lambda: negate(model)
+
+    kinds = {**REWRITES, "negate": RewriteKind(apply, again)}
+    model, example = nn.Linear(2, 2), Example((torch.randn(1, 2),))
+    weight = model.weight.detach().clone()
+    records = rewrite(model, example, ["negate"], kinds=kinds)
+    assert torch.equal(model.weight, -weight)
+    undo(model)
+    assert torch.equal(model.weight, weight)
+    reapply(model, records, kinds=kinds)
+    assert torch.equal(model.weight, -weight)
+    with pytest.raises(UsageError, match="no rewrite is called 'negate'"):
+        reapply(model, records)

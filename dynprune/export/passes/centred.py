@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from dynprune.export.passes.nodes import MOVES, emit, is_parameter, moved, value_of
+from dynprune.export.passes.nodes import MOVES, emit, input_of, is_parameter, moved, value_of
 
 __all__ = ["centre_norms"]
 
@@ -118,7 +118,7 @@ def _enter(
     """Note which arguments must lose their mean; give those that are made of others, and axes."""
     made = []
     for place, axis in sources:
-        node = cast(fx.Node, reader.args[place])
+        node = input_of(reader, place)
         if node in constants:
             stream.fixed[reader, place] = axis
         elif _sources(node, axis) is None:
@@ -202,7 +202,7 @@ def _is_even(factor: Any, product: fx.Node, axis: int) -> bool:
 def _centre(graph: fx.Graph, stream: _Stream) -> None:
     """Take the means out, and let the norms do without."""
     for (user, place), axis in [*stream.fixed.items(), *stream.moving.items()]:
-        value = cast(fx.Node, user.args[place])
+        value = input_of(user, place)
         with graph.inserting_before(user):
             mean = emit(graph, user, _ATEN.mean.dim, value, [axis], True)
             centred = emit(graph, user, _ATEN.sub.Tensor, value, mean)

@@ -16,7 +16,7 @@ def over_instances(model: onnx.ModelProto, batch: int | str = "batch") -> onnx.M
 
     Every instance of a gated model multiplies by weights of its own, so that a batch is no larger
     product than its instances are. Copies of the program share the weights and run as fast as the
-    program does (measured in ``docs/performance.md``); an open batch takes a loop.
+    program does (measured in ``docs/notes/performance.md``); an open batch takes a loop.
 
     Args:
         model: every input and its one output have 1 as their first size.

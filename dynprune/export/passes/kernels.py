@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.passes.nodes import describe, value_of
+from dynprune.export.passes.nodes import describe, input_of, value_of
 
 __all__ = ["choose_kernels"]
 
@@ -49,7 +49,7 @@ def _is_over_tokens(node: fx.Node) -> bool:
 
 
 def _average_by_product(graph: fx.Graph, node: fx.Node) -> None:
-    tokens = cast(fx.Node, node.args[0])
+    tokens = input_of(node)
     value = value_of(tokens)
     with graph.inserting_before(node):
         count: Any = value.shape[1]
@@ -82,7 +82,7 @@ def _is_of_a_sum(node: fx.Node) -> bool:
 
 
 def _norm_apart(graph: fx.Graph, node: fx.Node) -> None:
-    source = cast(fx.Node, node.args[0])
+    source = input_of(node)
     with graph.inserting_before(node):
         one = graph.call_function(_ATEN.unsqueeze.default, (source, 0))
         norm = graph.call_function(

@@ -12,6 +12,7 @@ __all__ = [
     "VIEWS",
     "describe",
     "emit",
+    "input_of",
     "is_fixed",
     "is_parameter",
     "moved",
@@ -37,6 +38,13 @@ _ARITHMETIC = {
     *(_ATEN.t.default, _ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor),
     _ATEN.linear.default,
 }
+
+
+def input_of(node: fx.Node, place: int = 0) -> fx.Node:
+    """Return the node that stands at a place of another one's arguments."""
+    found = node.args[place]
+    assert isinstance(found, fx.Node)
+    return found
 
 
 def value_of(node: Any) -> Tensor:

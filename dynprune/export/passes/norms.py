@@ -8,7 +8,17 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.passes.nodes import MOVES, SAME, VIEWS, emit, is_fixed, moved, origin, value_of
+from dynprune.export.passes.nodes import (
+    MOVES,
+    SAME,
+    VIEWS,
+    emit,
+    input_of,
+    is_fixed,
+    moved,
+    origin,
+    value_of,
+)
 
 __all__ = ["absorb_norms", "scale_keys"]
 
@@ -34,7 +44,7 @@ class _Rows:
     @property
     def weight(self) -> fx.Node:
         """What rows are chosen of, (rows, C)."""
-        return cast(fx.Node, self.select.args[0])
+        return input_of(self.select)
 
 
 def absorb_norms(program: ExportedProgram) -> ExportedProgram:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from dynprune.export.passes.nodes import describe, emit, value_of
+from dynprune.export.passes.nodes import describe, emit, input_of, value_of
 
 __all__ = ["multiply_in_planes"]
 
@@ -106,7 +106,7 @@ def _sole(node: Any, target: Any, *, inclusive: bool = False) -> fx.Node | None:
     """Give what a node of this target, read by one other, reads first; itself if inclusive."""
     if not isinstance(node, fx.Node) or node.target != target or len(node.users) != 1:
         return None
-    return node if inclusive else cast(fx.Node, node.args[0])
+    return node if inclusive else input_of(node)
 
 
 def _only_user(node: fx.Node | None, target: Any = None) -> fx.Node | None:

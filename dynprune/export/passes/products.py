@@ -1,12 +1,10 @@
 """Let products of one instance keep the batch's axis, for an engine that fuses what follows."""
 
-from typing import cast
-
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.passes.nodes import value_of
+from dynprune.export.passes.nodes import input_of, value_of
 
 __all__ = ["multiply_in_batches"]
 
@@ -46,10 +44,10 @@ def _batched(node: fx.Node) -> fx.Node | None:
     """Give the (1, N, K) that a product reads as (N, K)."""
     if node.target != _ATEN.linear.default:
         return None
-    rows = cast(fx.Node, node.args[0])
+    rows = input_of(node)
     if rows.target != _ATEN.squeeze.dim or rows.args[1] != 0 or value_of(rows).dim() != 2:
         return None
-    return cast(fx.Node, rows.args[0])
+    return input_of(rows)
 
 
 def _restores_batch(user: fx.Node) -> bool:

@@ -1,13 +1,13 @@
 """Choose neurons by fewer small operators, which a second thread does not share."""
 
 from operator import getitem
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from dynprune.export.passes.nodes import VIEWS, emit, is_fixed, origin, value_of
+from dynprune.export.passes.nodes import VIEWS, emit, input_of, is_fixed, origin, value_of
 
 __all__ = ["simplify_selections"]
 
@@ -55,7 +55,7 @@ def simplify_selections(program: ExportedProgram) -> ExportedProgram:
 
 def _keep_order(sort: fx.Node) -> None:
     """Drop the sorting of a choice where only gathering reads it."""
-    chosen = cast(fx.Node, sort.args[0])
+    chosen = input_of(sort)
     results = list(sort.users)
     if len(sort.args) > 1 or sort.kwargs or [user.args[1] for user in results] != [0]:
         return
@@ -70,7 +70,7 @@ def _choice(index: Any) -> fx.Node | None:
         node = origin(node.args[0])
     if node.target is not getitem or node.args[1] != 1:
         return None
-    top = cast(fx.Node, node.args[0])
+    top = input_of(node)
     return top if top.target == _ATEN.topk.default else None
 
 
@@ -112,7 +112,7 @@ def _value_kept(graph: fx.Graph, gather: fx.Node) -> None:
 def _sum_with(node: Any, number: float) -> fx.Node | None:
     """Give what the node adds a number to."""
     if isinstance(node, fx.Node) and node.target == _ATEN.add.Tensor and node.args[1] == number:
-        return cast(fx.Node, node.args[0])
+        return input_of(node)
     return None
 
 
@@ -120,7 +120,7 @@ def _prior_and_f(scores: fx.Node) -> tuple[fx.Node | None, Any]:
     """Take scores ``p + f`` apart, p being fixed."""
     if scores.target != _ATEN.add.Tensor or scores.kwargs or not is_fixed(scores.args[0]):
         return None, None
-    return cast(fx.Node, scores.args[0]), scores.args[1]
+    return input_of(scores), scores.args[1]
 
 
 def _score_in_bias(graph: fx.Graph, scores: fx.Node) -> None:

@@ -16,7 +16,7 @@ from torch.library import Library
 __all__ = ["Resize", "Stage", "bands_of_sum", "resize_matrix"]
 
 BAND = 1 << 19
-"""Elements of a band: 2 MB of float32, measured best on CPUs (docs/performance.md)."""
+"""Elements of a band: 2 MB of float32, measured best on CPUs (docs/notes/performance.md)."""
 
 ROWS = 8
 """Rows of a band are a multiple of this: what the maps of a hierarchy usually differ by."""

@@ -279,7 +279,7 @@ class FoldedDecoder(nn.Module):
         """Compute a band of rows at a time, as far as the logits.
 
         Maps of all D channels at the largest resolution would go through main memory several
-        times, in fresh pages each time; bands stay in the cache (docs/performance.md).
+        times, in fresh pages each time; bands stay in the cache (docs/notes/performance.md).
         """
         *steps, last = self.structure.tail
         classifier = self.source.get_submodule(last.module or "")
