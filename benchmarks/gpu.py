@@ -345,8 +345,13 @@ class Machine:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded, pool=pool):
-            output = output_of(call())
+        gc.collect()
+        gc.disable()  # a graph that is freed during a capture ends it
+        try:
+            with torch.cuda.graph(recorded, pool=pool):
+                output = output_of(call())
+        finally:
+            gc.enable()
         recorded.replay()
         torch.cuda.synchronize()
         return recorded.replay, output
