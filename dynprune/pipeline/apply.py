@@ -1,7 +1,7 @@
 """From a dense model to a gated student, and back."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -71,13 +71,7 @@ def apply_recipe(
     made = count_made(model)
     fixes = recipe.apply.gate.choose == "fixed"
     try:
-        removed: list[Rewrite] = []
-        if recipe.apply.drop_dead:
-            found = find_groups(model, loaded.example, rules=rules).groups
-            align = recipe.apply.gate.align
-            removed = drop_dead(model, loaded.example, found, calibration or (), align=align)
-            gone = sum(len(record.details["dead"]) for record in removed)
-            logger.info("Removed %d neurons of type III.", gone)
+        removed = _without_dead(loaded, recipe, calibration or (), rules)
         note = note_dense(model, loaded.example)
         rewrites = [*removed, *rewrite(model, loaded.example, recipe.rewrite)]
         grouping = find_groups(model, loaded.example, rules=rules)
@@ -145,6 +139,23 @@ def _check_own(
         raise UsageError(
             f"predictor would not be asked: the recipe has apply.gate.order: {gate.order}"
         )
+
+
+def _without_dead(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    calls: Sequence[Example],
+    rules: Mapping[str, Rule],
+) -> list[Rewrite]:
+    """Remove neurons of type III where the recipe asks for it, in place."""
+    if not recipe.apply.drop_dead:
+        return []
+    found = find_groups(loaded.module, loaded.example, rules=rules).groups
+    align = recipe.apply.gate.align
+    removed = drop_dead(loaded.module, loaded.example, found, calls, align=align)
+    gone = sum(len(record.details["dead"]) for record in removed)
+    logger.info("Removed %d neurons of type III.", gone)
+    return removed
 
 
 def _without_places(recipe: Recipe) -> Recipe:
