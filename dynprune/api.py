@@ -116,7 +116,7 @@ def check(
 
     Args:
         model: gated, rewritten or dense; it stays as it is.
-        calls: one call, or a few of them (a list, say); batch first. A tuple is one call.
+        calls: one call, or a few of them in a list or tuple, as for ``calibration``; batch first.
         export: try torch.export, torch.compile and ONNX, too.
 
     Returns:
@@ -134,12 +134,12 @@ def check(
         >>> [(verdict.name, verdict.status) for verdict in report.verdicts[:2]]
         [('nothing skipped equals dense', 'ok'), ('compact equals masked', 'ok')]
     """
-    if isinstance(calls, (Example, Tensor, Mapping, tuple)):
+    if isinstance(calls, (Example, Tensor, Mapping)):
         given = [_example(calls)]
     else:
         given = [_example(call) for call in calls]
     if not given:
-        raise UsageError("check needs a call of the model: a tensor, a tuple, a mapping, or a list")
+        raise UsageError("check needs a call of the model: a tensor, a mapping, or a list of calls")
     return pipeline.check_model(_loaded(unwrapped(model), given[0]), given, export=export)
 
 

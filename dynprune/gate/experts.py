@@ -241,10 +241,12 @@ def grouped_product(tokens: Tensor, weight: Tensor, bias: Tensor | None, expert:
     experts = torch.arange(weight.shape[0], device=expert.device)
     ends = (expert[:, None] <= experts).sum(0).mul(count).to(torch.int32)  # (M,)
     if batch == 1:
+        # torch names its grouped product so until it is stable
         y = torch._grouped_mm(tokens[0].contiguous(), weight.transpose(1, 2), offs=ends)[None]
         return y if bias is None else y + bias.index_select(0, expert)[:, None]
     order = expert.argsort(stable=True)
     flat = tokens.index_select(0, order).view(-1, width)
+    # likewise
     y = torch._grouped_mm(flat, weight.transpose(1, 2), offs=ends).view(batch, count, -1)
     y = y.index_select(0, order.argsort())
     return y if bias is None else y + bias.index_select(0, expert)[:, None]

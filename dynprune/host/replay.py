@@ -123,6 +123,7 @@ def _has_parts(module: nn.Module) -> bool:
 
 
 def _versions(leaves: list[Any]) -> tuple[int, ...]:
+    # The counter of writes in place has no public name.
     return tuple(leaf._version for leaf in leaves if isinstance(leaf, Tensor))
 
 
