@@ -21,6 +21,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,24 @@ def restored(subject: Subject) -> Iterator[Case]:
 EVERY_LAW: Mapping[str, Law] = {**LAWS, "restored": restored}
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Drop warnings and logs, and run on one thread, for the block."""
+    disabled, threads = logging.root.manager.disable, torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+            torch.set_num_threads(1)
+            yield
+    finally:
+        logging.disable(disabled)
+        torch.set_num_threads(threads)
+
+
+@_quietly()
 def try_model(name: str, setting: str) -> dict[str, Any]:
     """Gate a model and hold it to every law; the record is plain values."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
     started = time.process_time()
     known = models()[name]
     model, dense = known.build(), known.build()

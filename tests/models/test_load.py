@@ -219,8 +219,8 @@ def test_a_written_model_is_called_on_the_example_that_it_carries(tmp_path, monk
         "import torch\n"
         "from torch import nn\n\n\n"
         "def make():\n"
-        "    layers = nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)\n"
-        "    model = nn.Sequential(*layers)\n"
+        "    layers = nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 8)\n"
+        "    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), *layers)\n"
         "    model.example_input_array = torch.randint(0, 20, (1, 6))\n"
         "    return model\n"
     )
