@@ -36,6 +36,7 @@ ELSEWHERE = {
     "dynprune/files.py": "tests/models/test_storage.py and tests/reliability write through it",
     "dynprune/graph/evidence.py": "tests/graph/test_causality.py judges every layer by it",
     "dynprune/graph/fallback.py": "tests/graph/test_trace.py records runs with it",
+    "dynprune/gate/route.py": "tests/gate/test_experts.py and tests/planning/test_experts.py route",
     "dynprune/graph/gather.py": GROUPS,
     "dynprune/graph/neurons.py": GROUPS,
     "dynprune/graph/reasons.py": GROUPS,
@@ -60,6 +61,7 @@ ELSEWHERE = {
     "dynprune/recipe/pruning.py": SCHEMA,
     "dynprune/recipe/training.py": SCHEMA,
     "dynprune/report/published.py": "figures of a paper; tests/report/test_tradeoff.py draws them",
+    "dynprune/rewrite/cuts.py": "tests/gate/test_fixed.py cuts every model of the zoo",
     "dynprune/rewrite/decoder/fold.py": DECODERS,
     "dynprune/rewrite/decoder/folded.py": DECODERS,
     "dynprune/rewrite/decoder/match.py": DECODERS,
@@ -67,6 +69,7 @@ ELSEWHERE = {
     "dynprune/rewrite/decoder/unfold.py": DECODERS,
     "dynprune/rewrite/proof.py": "every rewrite that tests/rewrite makes is proven by it",
     "dynprune/rewrite/record.py": "tests/rewrite/test_surgery.py writes and reads records",
+    "dynprune/rewrite/widen.py": "tests/cli/test_fixed.py reports dense sizes with it",
 }
 
 
