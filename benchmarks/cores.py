@@ -16,7 +16,7 @@ cores of a virtual machine stood at one L3, 7 where they stood at two."""
 
 
 def share_a_cache(*, clock: Callable[[], float] = time.perf_counter) -> bool:
-    """Tell whether torch's threads read what another wrote nearly as fast as what they wrote.
+    """Return whether torch's threads read what another wrote nearly as fast as what they wrote.
 
     A virtual machine's cores may stand at one last-level cache now and at two a minute later. What
     threads hand to each other then takes the way between the caches: small operators in turns, as

@@ -154,18 +154,18 @@ def measured_alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def row_name(name: str, cores: str) -> str:
-    """Give the name that a row is stored by: in its usual state, or with its cores apart."""
+    """Return the name that a row is stored by: in its usual state, or with its cores apart."""
     return f"{name}-apart" if cores == "apart" else name
 
 
 def in_order(known: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give the stored rows in the order of their names."""
+    """Return the stored rows in the order of their names."""
     names = [row_name(name, cores) for name in ROWS for cores in ("together", "apart")]
     return [known[name] for name in names if name in known]
 
 
 def scatter(row: dict[str, Any]) -> float:
-    """Give the largest distance of a form's quartiles over its median."""
+    """Return the largest distance of a form's quartiles over its median."""
     return max(
         (high - low) / found[f"{form}_ms"]
         for found in row["engines"].values()
@@ -174,7 +174,7 @@ def scatter(row: dict[str, Any]) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Give the rows as a Markdown table, a line for each engine."""
+    """Return the rows as a Markdown table, a line for each engine."""
     lines = [
         "| row | input | engine | dense ms | rewritten ms | pruned ms | speedup | efficiency "
         "| G MACs dense / rewritten / pruned | peak MB in PyTorch, dense / pruned | runs "
@@ -195,7 +195,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
-    """Give docs/results/latency.md."""
+    """Return docs/results/latency.md."""
     return f"""# Latency
 
 Made by `python benchmarks/latency.py` on {rows[0]["machine"]}, {rows[0]["threads"]} threads, with

@@ -173,7 +173,7 @@ def measured(ratio: float, options: argparse.Namespace, text: Path) -> dict[str,
 
 
 def by_length(text: TextData, count: int | None, batch_size: int = 32) -> list[Example]:
-    """Give calls for ``count`` sentences, evenly over the data, the short ones first."""
+    """Return calls for ``count`` sentences, evenly over the data, the short ones first."""
     count = min(count or len(text), len(text))
     chosen = sorted((i * len(text) // count for i in range(count)), key=lambda i: len(text.ids[i]))
     return [text.call(chosen[i : i + batch_size]) for i in range(0, count, batch_size)]
@@ -186,7 +186,7 @@ def long_call(text: TextData, tokens: int) -> Example:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Give the results as a Markdown table, a row a prune ratio and length of input."""
+    """Return the results as a Markdown table, a row a prune ratio and length of input."""
     lines = [
         "| prune ratio | order | cosine, untrained | cosine | nearest neighbour kept | overlap "
         "| input | executed MACs (M), dense | pruned | ms, dense | pruned | speedup |",
@@ -213,7 +213,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def page(document: dict[str, Any]) -> str:
-    """Give docs/results/minilm.md: the command, the table, and what its columns are."""
+    """Return docs/results/minilm.md: the command, the table, and what its columns are."""
     settings, results = document["settings"], document["results"]
     first = results[0]
     return f"""# MiniLM: sentence embeddings without labels

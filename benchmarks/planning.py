@@ -84,7 +84,7 @@ def decoder() -> tuple[Any, Any]:
 
 
 def tokens(vocabulary: int, length: int = 128) -> dict[str, Any]:
-    """Give one call of a language model."""
+    """Return one call of a language model."""
     import torch
 
     ids = torch.randint(1000, min(vocabulary, 30000), (1, length))
@@ -92,7 +92,7 @@ def tokens(vocabulary: int, length: int = 128) -> dict[str, Any]:
 
 
 def segformer_b0(shared: Path) -> tuple[Any, list[Any]]:
-    """Give the trained SegFormer-B0 and pictures to calibrate it on."""
+    """Return the trained SegFormer-B0 and pictures to calibrate it on."""
     import numpy as np
     import torch
     from PIL import Image

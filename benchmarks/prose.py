@@ -26,7 +26,7 @@ _WORD = re.compile(r"\(?[\"']?[A-Za-z]+(['-][A-Za-z]+)*[\"']?[,;:)]*[.!?]?")
 
 
 def source_folders(packages: Iterable[str] = ()) -> list[Path]:
-    """Give the folders of Python's own library and of some installed packages.
+    """Return the folders of Python's own library and of some installed packages.
 
     Raises:
         InputError: if a package is not installed.

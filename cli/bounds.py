@@ -34,7 +34,7 @@ class Bound:
     limit: float
 
     def holds(self, record: Mapping[str, Any]) -> float | None:
-        """Give the value if the comparison holds, else None.
+        """Return the value if the comparison holds, else None.
 
         Raises:
             UsageError: the result has no such number.

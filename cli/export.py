@@ -89,7 +89,7 @@ def run(
 
 
 def _writer(engine: str) -> Any:
-    """Give the function that writes a format.
+    """Return the function that writes a format.
 
     Raises:
         UsageError: the engine is not installed.

@@ -87,7 +87,7 @@ def run(
 
 @contextmanager
 def _directory(target: Path) -> Iterator[Path]:
-    """Give where to write: a new directory comes whole or not at all, an old one stays."""
+    """Yield where to write: a new directory comes whole or not at all, an old one stays."""
     from dynprune.files import written_directory
 
     if target.is_dir() and any(target.iterdir()):

@@ -59,7 +59,7 @@ def find_recipe(
 
 
 def require_recipe(recipe: Recipe | None) -> Recipe:
-    """Give the recipe, where a command cannot do without.
+    """Return the recipe, where a command cannot do without.
 
     Raises:
         UsageError: there is none.
@@ -219,7 +219,7 @@ def choose_device(name: str) -> str:
 
 
 def _default_model(recipe: Recipe | None, weights: str) -> str | None:
-    """Give the name of a recipe's own model; None where it is built without weights."""
+    """Return the name of a recipe's own model; None where it is built without weights."""
     if recipe is None:
         raise UsageError("no model was named: give MODEL, or --recipe NAME for its default")
     if weights == "random":

@@ -34,12 +34,12 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Give tokens (B, N, width) for tokens of the same shape."""
+        """Return tokens (B, N, width) for tokens of the same shape."""
         return tokens + self.fc2(self.act(self.fc1(self.norm(tokens))))
 
 
 def inputs(count: int) -> torch.Tensor:
-    """Give tokens of two kinds, (count, 16, 64): they differ in where they lie."""
+    """Return tokens of two kinds, (count, 16, 64): they differ in where they lie."""
     kinds = torch.randn(2, 1, 64) * 2
     return torch.randn(count, 16, 64) + kinds[torch.arange(count) * 2 // count]
 

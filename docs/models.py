@@ -44,7 +44,7 @@ class Row:
     reach: float
 
     def cells(self) -> list[str]:
-        """Give the row of the table."""
+        """Return the row of the table."""
         return [
             f"`{self.name}`",
             self.architecture,

@@ -107,7 +107,7 @@ class Example:
 
 
 def _known(given: Tensor) -> list[int]:
-    """Give values that a model is sure to take: those that are there, or some just below."""
+    """Return values that a model is sure to take: those that are there, or some just below."""
     values = [int(value) for value in given.unique().tolist()]
     if len(values) > 1 or values[0] < 0:
         return values
@@ -116,7 +116,7 @@ def _known(given: Tensor) -> list[int]:
 
 
 def _other_column(wide: Tensor, given: Tensor, seed: int) -> Tensor:
-    """Give each instance's one number another value, and another one for each seed."""
+    """Return each instance's one number another value, and another one for each seed."""
     known = torch.tensor(_known(given)).to(wide)
     first = (wide[:1, ..., None] == known).int().argmax(-1)
     step = torch.arange(len(wide)).add(seed).view(-1, *[1] * (wide.dim() - 1)).to(wide.device)

@@ -42,7 +42,7 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def written_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a new directory to fill, which takes ``directory``'s place when the block ends.
+    """Yield a new directory to fill, which takes ``directory``'s place when the block ends.
 
     Where the block fails, ``directory`` is as it was and nothing is left beside it.
 

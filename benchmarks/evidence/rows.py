@@ -212,5 +212,5 @@ ROWS: tuple[Row, ...] = (
 
 
 def find_row(name: str, dataset: str) -> Row | None:
-    """Give the row of a data set by its name; None where there is none."""
+    """Return the row of a data set by its name; None where there is none."""
     return next((r for r in ROWS if r.name == name and dataset in r.datasets), None)

@@ -51,12 +51,12 @@ class Places:
 
 
 def result_path(places: Places, row: Row, dataset: str, seed: int) -> Path:
-    """Give the file of one result."""
+    """Return the file of one result."""
     return places.results / f"{dataset}-{row.name}-{seed}.json"
 
 
 def row_recipe(row: Row, dataset: str, seed: int) -> Recipe:
-    """Give the recipe of a row; STEPS in its overrides is the budget of the data set's recipe."""
+    """Return the recipe of a row; STEPS in its overrides is the budget of the data set's recipe."""
     steps = str(load_recipe(row.recipe(dataset)).steps)
     changes = [change.replace("STEPS", steps) for change in row.overrides]
     return load_recipe(row.recipe(dataset), [*changes, f"runtime.seed={seed}"])

@@ -38,7 +38,7 @@ def update_page(page: Path, directory: Path) -> None:
 
 
 def tables(results: Results) -> str:
-    """Give all tables as Markdown."""
+    """Return all tables as Markdown."""
     parts = []
     for dataset in DATASETS:
         rows = [row for row in ROWS if (dataset, row.name) in results]
@@ -158,7 +158,7 @@ def _overlap(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _gate_share(run: dict[str, Any], unit: str, teacher: dict[str, Any] | None) -> str:
-    """Give what the gates cost over what the dense teacher has."""
+    """Return what the gates cost over what the dense teacher has."""
     if teacher is None or not run["gates"][unit]:
         return ""
     return f"{run['gates'][unit] / teacher[unit]:.3%}"

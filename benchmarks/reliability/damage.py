@@ -47,7 +47,7 @@ def _attack(
 
 
 def _command(name: str, world: World, work: Path, target: Path, index: int) -> list[str]:
-    """Give the command that reads the damaged file."""
+    """Return the command that reads the damaged file."""
     device = ["--device", "cpu"]
     if name == "recipe.yaml" and index % _TRACED == 0:
         return ["inspect", str(world.dense), "--recipe", str(target), *device]

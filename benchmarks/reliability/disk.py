@@ -88,7 +88,7 @@ def read_only(world: World, work: Path) -> Section:
 
 @contextmanager
 def _read_only_after(place: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Give a directory and what makes it read-only: by its mode, or for root by its mount."""
+    """Yield a directory and what makes it read-only: by its mode, or for root by its mount."""
     if os.geteuid() == 0:
         with _mounted(place, "size=4m") as disk:
             yield disk, lambda: _mount("-o", "remount,ro", disk)
@@ -115,7 +115,7 @@ def _can_mount(work: Path) -> bool:
 
 @contextmanager
 def _mounted(place: Path, options: str) -> Iterator[Path]:
-    """Give a file system in memory that is gone afterwards."""
+    """Yield a file system in memory that is gone afterwards."""
     place.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", options, "tmpfs", place)
     try:

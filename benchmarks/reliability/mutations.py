@@ -27,7 +27,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def mutations(name: str, original: bytes, count: int, seed: int = 0) -> Iterator[bytes]:
-    """Give damaged versions of a file, the same ones for a seed; none equals the original.
+    """Yield damaged versions of a file, the same ones for a seed; none equals the original.
 
     Args:
         name: key of `MUTATORS`.
@@ -142,7 +142,7 @@ MUTATORS: dict[str, Mutator] = {
 
 
 def _change(document: Any, chance: random.Random) -> Any:
-    """Give a copy of a document with one value replaced, removed or repeated, at any depth."""
+    """Return a copy of a document with one value replaced, removed or repeated, at any depth."""
     if isinstance(document, dict) and document and chance.random() < 0.95:
         key = chance.choice(list(document))
         rest = {name: value for name, value in document.items() if name != key}

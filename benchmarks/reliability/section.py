@@ -39,7 +39,7 @@ class Section:
         self.figures[figure] = round(max(value, self.figures.get(figure, 0.0)), 3)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the section as plain values."""
+        """Return the section as plain values."""
         return {
             "name": self.name,
             "attempts": self.attempts,
@@ -50,7 +50,7 @@ class Section:
         }
 
     def row(self) -> str:
-        """Give the section as a row of a Markdown table."""
+        """Return the section as a row of a Markdown table."""
         if self.skipped is not None:
             return f"| {self.name} | - | - | skipped: {self.skipped} |"
         ends = [f"{count} {outcome}" for outcome, count in self.outcomes.most_common()]

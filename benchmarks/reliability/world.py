@@ -79,7 +79,7 @@ class World:
         return self.data / "images" / "val" / "0.png"
 
     def distill(self, output: Path, *flags: str) -> list[str]:
-        """Give the arguments of a distillation run into ``output``.
+        """Return the arguments of a distillation run into ``output``.
 
         One thread, whatever the process that runs it has: bits are those of one number of threads.
         """
@@ -89,7 +89,7 @@ class World:
         ]  # fmt: skip
 
     def apply(self, output: Path, *flags: str) -> list[str]:
-        """Give the arguments that write a gated model to ``output``."""
+        """Return the arguments that write a gated model to ``output``."""
         return [
             "apply", str(self.dense), "--recipe", str(self.recipe), "--data", str(self.data),
             "-o", str(output), *flags,

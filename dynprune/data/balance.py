@@ -12,7 +12,7 @@ __all__ = ["class_shares", "inverse_root_weights"]
 
 
 def class_shares(data: SegmentationData) -> list[float]:
-    """Give the share of the labelled pixels that each class takes; every label map is read once.
+    """Return the share of the labelled pixels that each class takes; every label map is read once.
 
     Raises:
         InputError: if no pixel is labelled.

@@ -176,7 +176,7 @@ def _list_pictures(parent: Path, split: str, folder: Path, pattern: str = "*") -
 def _pair(
     images: Iterable[Path], label_of: Callable[[Path], Path]
 ) -> tuple[tuple[Path, Path], ...]:
-    """Give every picture its label map; all pictures without one are named at once."""
+    """Return every picture its label map; all pictures without one are named at once."""
     pairs: list[tuple[Path, Path]] = []
     missing: list[Path] = []
     taken: dict[Path, Path] = {}

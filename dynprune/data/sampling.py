@@ -85,7 +85,7 @@ def training_batch(
 
 
 def sample_index(samples: int, count: int, seed: int) -> int:
-    """Tell which sample is drawn as number ``count``: every epoch is its own permutation."""
+    """Return which sample is drawn as number ``count``: every epoch is its own permutation."""
     epoch, position = divmod(count, samples)
     return _permutation(samples, _mix(seed, "order", epoch))[position]
 

@@ -41,7 +41,7 @@ class TextData:
         return len(self.ids)
 
     def call(self, positions: Sequence[int]) -> Example:
-        """Give the model's call for some sentences: as long as the longest of them.
+        """Return the model's call for some sentences: as long as the longest of them.
 
         Shape:
             ``input_ids`` and ``attention_mask``, int64 ``(B, T)``.
@@ -56,12 +56,12 @@ class TextData:
         return Example((), {"input_ids": ids, "attention_mask": mask})
 
     def calls(self, batch_size: int = 1) -> Iterator[Example]:
-        """Give calls for all sentences, in order."""
+        """Yield calls for all sentences, in order."""
         for start in range(0, len(self), batch_size):
             yield self.call(range(start, min(start + batch_size, len(self))))
 
     def fingerprint(self) -> str:
-        """Give a digest of every token, so that a run is not resumed with other sentences."""
+        """Return a digest of every token, so that a run is not resumed with other sentences."""
         return hashlib.sha256(repr((self.ids, self.padding)).encode()).hexdigest()
 
 

@@ -76,7 +76,7 @@ def make_dataset(
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Array, Array]:
-    """Give the digits, uint8 (1797, 8, 8), and which digit each is."""
+    """Return the digits, uint8 (1797, 8, 8), and which digit each is."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

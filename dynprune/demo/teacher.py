@@ -65,7 +65,7 @@ class TeacherStep:
     evaluation: Evaluation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give the record as plain values."""
+        """Return the record as plain values."""
         record: dict[str, Any] = {"step": self.step, "steps": self.steps, "loss": self.loss}
         if self.evaluation is not None:
             record["miou"] = self.evaluation.miou

@@ -33,10 +33,10 @@ class SharedSource(Protocol):
     """A batch source that can make one process's share, so that no process makes the whole."""
 
     def __call__(self, step: int) -> Batch:
-        """Give the whole batch of a step."""
+        """Return the whole batch of a step."""
 
     def share(self, step: int, rank: int, processes: int) -> Batch:
-        """Give the part of that batch that is a process's own; the parts are of equal size."""
+        """Return the part of that batch that is a process's own; the parts are of equal size."""
 
 
 def batches(
@@ -115,7 +115,7 @@ def _instances(batch: Batch) -> int:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    """Give some instances of a batch: the same rows of every tensor."""
+    """Return some instances of a batch: the same rows of every tensor."""
     inputs, labels = pytree.tree_map_only(Tensor, lambda x: x[rows], batch)
     return inputs, labels
 

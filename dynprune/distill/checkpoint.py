@@ -58,7 +58,7 @@ class CheckpointStore:
         self.keep = max(1, keep)
 
     def path(self, step: int) -> Path:
-        """Give the place of a step's checkpoint."""
+        """Return the place of a step's checkpoint."""
         return self.directory / f"step-{step}"
 
     def save(self, checkpoint: Checkpoint) -> Path:
@@ -96,7 +96,7 @@ class CheckpointStore:
             raise OutputError(f"cannot write {self.directory / _BEST}: {error}") from error
 
     def best(self) -> Path | None:
-        """Give the directory of the best checkpoint, or None where none is marked."""
+        """Return the directory of the best checkpoint, or None where none is marked."""
         try:
             record = json.loads((self.directory / _BEST).read_text(encoding="utf-8"))
             path = self.directory / str(record["checkpoint"])
@@ -115,7 +115,7 @@ class CheckpointStore:
         return None
 
     def steps(self) -> list[int]:
-        """Give the steps that have a checkpoint, whole or not, ascending."""
+        """Return the steps that have a checkpoint, whole or not, ascending."""
         names = [path.name for path in self.directory.glob("step-*") if path.is_dir()]
         return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 

@@ -10,7 +10,7 @@ __all__ = ["MovingAverage", "effective_decay"]
 
 
 def effective_decay(decay: float, step: int) -> float:
-    r"""Give the decay of a step: :math:`\min(d, (1 + t) / (10 + t))`.
+    r"""Return the decay of a step: :math:`\min(d, (1 + t) / (10 + t))`.
 
     Early on the average follows the weights closely, so that it does not remember the start.
     """

@@ -36,7 +36,7 @@ class Observed:
     features: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def at(self, place: str) -> list[Tensor]:
-        """Give the maps at a place; at ``logits`` they are the logits alone."""
+        """Return the maps at a place; at ``logits`` they are the logits alone."""
         if place == LOGITS:
             assert self.logits is not None
             return [self.logits]

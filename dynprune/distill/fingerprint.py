@@ -15,18 +15,18 @@ _SHOWN = 6
 
 
 def canonical(value: Any) -> Any:
-    """Give ``value`` as JSON reads it back, so that equal things compare equal."""
+    """Return ``value`` as JSON reads it back, so that equal things compare equal."""
     return json.loads(json.dumps(value, sort_keys=True, default=str))
 
 
 def digest(value: Any) -> str:
-    """Give the SHA-256 of a JSON-able value."""
+    """Return the SHA-256 of a JSON-able value."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def structure(model: nn.Module) -> str:
-    """Give a digest of the model's modules and of the shapes of its state; weights play no part."""
+    """Return a digest of the model's modules and of the shapes of its state; weights aside."""
     modules = [(name, type(module).__qualname__) for name, module in model.named_modules()]
     state = [
         (name, list(value.shape), str(value.dtype)) for name, value in model.state_dict().items()
@@ -35,7 +35,7 @@ def structure(model: nn.Module) -> str:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Give a digest of the model's parameters and buffers, bit for bit."""
+    """Return a digest of the model's parameters and buffers, bit for bit."""
     total = hashlib.sha256()
     for name, value in model.state_dict().items():
         total.update(name.encode())

@@ -47,7 +47,7 @@ class Record:
     checkpoint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 

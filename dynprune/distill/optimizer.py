@@ -67,7 +67,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Give the optimizer's state as ``{"KEY:PARAMETER": tensor}``."""
+    """Return the optimizer's state as ``{"KEY:PARAMETER": tensor}``."""
     return {
         f"{key}:{name}": value
         for group in optimizer.param_groups
@@ -77,7 +77,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`state_tensors` gave, in place.
+    """Put back what :func:`state_tensors` returned, in place.
 
     Raises:
         InputError: if a tensor belongs to no parameter of the optimizer.

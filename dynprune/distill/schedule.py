@@ -90,7 +90,7 @@ class PruneSchedule:
             raise UsageError(f"end_share={self.end_share} must lie between 0 and 1")
 
     def end(self, steps: int) -> float:
-        """Give the step, of ``steps`` in all, at which the final ratio is reached.
+        """Return the step, of ``steps`` in all, at which the final ratio is reached.
 
         A run shorter than ``end_step`` reaches it with its last step.
         """
@@ -99,7 +99,7 @@ class PruneSchedule:
         return steps * (1.0 if self.end_share is None else self.end_share)
 
     def fraction(self, step: int, steps: int) -> float:
-        """Give the fraction of the final prune ratio after ``step`` of ``steps`` steps."""
+        """Return the fraction of the final prune ratio after ``step`` of ``steps`` steps."""
         end = self.end(steps)
         return RAMPS[self.type](1.0 if end <= 0 else step / end)
 
@@ -144,6 +144,6 @@ class LearningRate:
             )
 
     def factor(self, step: int, steps: int) -> float:
-        """Give the learning rate of the step that follows ``step`` steps, as a part of the peak."""
+        """Return the learning rate of the step that follows ``step`` steps, over the peak."""
         curve = poly(step, steps, self.power) if self.type == "poly" else 1.0
         return curve * warmup(step, self.warmup_steps)

@@ -183,7 +183,7 @@ class Objective(nn.Module):
         self._observer = Observer(self.student, stage.student_places)
 
     def label_weight(self, labels: Tensor) -> Tensor:
-        """Give the weight of all labelled pixels, see :func:`losses.label_weight`."""
+        """Return the weight of all labelled pixels, see :func:`losses.label_weight`."""
         return losses.label_weight(
             labels, ignore_index=self.ignore_index, class_weights=self.class_weights
         )
@@ -269,7 +269,7 @@ def _scalar(name: str, value: Any) -> Tensor:
 
 
 def _free_name(name: str, taken: dict[str, Tensor]) -> str:
-    """Give ``name``, or ``name_2``, ``name_3`` where it is taken."""
+    """Return ``name``, or ``name_2``, ``name_3`` where it is taken."""
     count = 2
     free = name
     while free in taken:

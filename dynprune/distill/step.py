@@ -128,7 +128,7 @@ class Stepper:
         )
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Give all tensors of the state, by the file that they belong in."""
+        """Return all tensors of the state, by the file that they belong in."""
         files: dict[str, Mapping[str, Tensor]] = {
             "model": self.student.state_dict(),
             "optimizer": optimizers.state_tensors(self.optimizer),
@@ -138,7 +138,7 @@ class Stepper:
         return files
 
     def load(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what :meth:`tensors` gave, in place."""
+        """Put back what :meth:`tensors` returned, in place."""
         self.student.load_state_dict(dict(tensors["model"]))
         optimizers.load_state(self.optimizer, tensors["optimizer"])
         if self.average is not None:
@@ -194,7 +194,7 @@ class Stepper:
         return None if self._observer is None else self._observer(inputs)
 
     def _label_total(self, stage: StagePlan, labels: Tensor | None) -> Tensor | None:
-        """Give what each micro-batch's ``ce`` divides by, so that the whole batch is one mean."""
+        """Return what each micro-batch's ``ce`` divides by, so that the whole batch is one mean."""
         if labels is None or all(term.type != LABEL_LOSS for term in stage.losses):
             return None
         weight = self.objective.label_weight(labels)
@@ -216,7 +216,7 @@ class Stepper:
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """Give the seed of one step on one process: 32 bits, unrelated for neighbours."""
+    """Return the seed of one step on one process: 32 bits, unrelated for neighbours."""
     digest = hashlib.blake2b(repr((seed, step, process)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 

@@ -14,7 +14,7 @@ __all__ = ["kept_file"]
 
 @contextmanager
 def kept_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a path to write to, whose file and its companions move to ``path`` when the block ends.
+    """Yield a path to write to, whose file and its companions move to ``path`` when the block ends.
 
     Where the block fails, nothing is left and what was at ``path`` stays.
 

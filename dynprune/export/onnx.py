@@ -54,7 +54,7 @@ class Export:
     max_error: float
 
     def to_json(self) -> dict[str, Any]:
-        """Give the document of ``dynprune export --json``."""
+        """Return the document of ``dynprune export --json``."""
         return {
             "output": str(self.path),
             "format": self.format,

@@ -244,7 +244,7 @@ def _leaf_names(name: str, arg: Any) -> list[str]:
 
 
 def _shape(value: Tensor, place: int) -> tuple[int | str, ...]:
-    """Give an input's shape, open sizes by name."""
+    """Return an input's shape, open sizes by name."""
     names = {0: "batch", 1: "length"} if value.dim() == 2 else {0: "batch", 2: "height", 3: "width"}
     suffix = "" if place == 0 else f"_{place}"
     shape: list[int | str] = []

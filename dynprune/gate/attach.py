@@ -54,7 +54,7 @@ def plan_groups(
         configs: group name -> its gate's configuration; groups that are absent are refused.
         ignored: the reason given for those.
         allow_causal: gate groups whose tokens must not see the future all the same.
-        small: what `small_example` gave for the example; found here where None.
+        small: what `small_example` returned for the example; found here where None.
     """
     small = _small(model, example, small)
     plans = _candidates(model, small, groups, configs, ignored, allow_causal)

@@ -45,7 +45,7 @@ def is_gated(model: nn.Module) -> bool:
 
 
 def attached(model: nn.Module) -> Attachment:
-    """Give the record of what was done to a gated model.
+    """Return the record of what was done to a gated model.
 
     Raises:
         UsageError: where the model is not gated.
@@ -68,6 +68,6 @@ def gates(model: nn.Module) -> dict[str, NeuronGate]:
 
 
 def gate_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Give the parameters that the gates brought with them."""
+    """Yield the parameters that the gates brought with them."""
     for gate in gates(model).values():
         yield from gate.parameters()

@@ -45,7 +45,7 @@ def head_attributes(model: nn.Module, group: NeuronGroup) -> list[HeadAttribute]
 
 
 def head_attribute_sets(candidates: Sequence[HeadAttribute]) -> Iterator[tuple[HeadAttribute, ...]]:
-    """Give every subset of the candidates, small ones first."""
+    """Yield every subset of the candidates, small ones first."""
     for count in range(len(candidates) + 1):
         yield from combinations(candidates, count)
 

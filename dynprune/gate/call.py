@@ -286,7 +286,7 @@ class _Enter:
         _thread.calls = (*_thread.calls, call)
 
     def _runs_already(self, outer: Call) -> bool:
-        """Tell whether this module, or one inside it, is running in the same call."""
+        """Return whether this module, or one inside it, is running in the same call."""
         if self.path == "":
             return True
         call: Call | None = outer
@@ -389,7 +389,7 @@ def forced_output(neurons: GatedNeurons, batch: int) -> GateOutput | None:
 
 
 def is_observed() -> bool:
-    """Tell whether anybody watches the gates in this thread."""
+    """Return whether anybody watches the gates in this thread."""
     return bool(_thread.watchers)
 
 

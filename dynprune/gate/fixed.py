@@ -53,7 +53,7 @@ def why_not_fixed(model: nn.Module, plan: GroupPlan) -> str | None:
 
     Args:
         model: dense.
-        plan: as `plan_groups` gave it: its mode tells whether the model's code follows.
+        plan: as `plan_groups` returned it: its mode tells whether the model's code follows.
     """
     if plan.mode == "refused":
         return plan.reason

@@ -45,7 +45,7 @@ def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
         seed: of the predictors' first weights.
 
     Returns:
-        The record that `attached` gives from now on.
+        The record that `attached` returns from now on.
 
     Raises:
         UsageError: where the model is gated already.

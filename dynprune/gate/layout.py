@@ -15,7 +15,7 @@ _ROUNDING = 0.05  # of bfloat16; the other layout is as wrong as random numbers 
 
 
 def weight_layout(module: nn.Module) -> WeightLayout:
-    """Tell how a module keeps its weight: ``linear`` (out, in), or otherwise.
+    """Return how a module keeps its weight: ``linear`` (out, in), or otherwise.
 
     A class of somebody's own is run on random numbers, with random weights of its shapes.
 

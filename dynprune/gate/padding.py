@@ -60,11 +60,11 @@ class Masks:
         return self.others if self.come_from_others(tokens) else self.own
 
     def end(self, tokens: Tensor) -> bool:
-        """Tell whether no module around this one has a mask that speaks of these tokens."""
+        """Return whether no module around this one has a mask that speaks of these tokens."""
         return self.closed and not self.come_from_others(tokens)
 
     def come_from_others(self, tokens: Tensor) -> bool:
-        """Tell whether tokens are those of the other part of the model."""
+        """Return whether tokens are those of the other part of the model."""
         if any(tokens is source for source in self.sources):
             return True
         alike = [source for source in self.sources if source.shape[:2] == tokens.shape[:2]]

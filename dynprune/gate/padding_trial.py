@@ -150,7 +150,7 @@ def _changed(value: Tensor, dims: int, half: int, seed: int) -> Tensor:
 
 
 def _is_reached(before: Observation, after: Observation) -> bool:
-    """Tell whether some tokens alone changed, and what the gate pools changed with them."""
+    """Return whether some tokens alone changed, and what the gate pools changed with them."""
     if before.tokens.shape != after.tokens.shape or before.tokens.shape[1] < 2:
         return False
     scale = before.tokens.abs().max().clamp_min(1e-12)

@@ -50,11 +50,11 @@ class GroupPlan:
     heads: tuple[HeadAttribute, ...] = ()
 
     def refused(self, reason: str) -> "GroupPlan":
-        """Give the plan that leaves this group alone."""
+        """Return the plan that leaves this group alone."""
         return replace(self, mode="refused", reason=reason, heads=())
 
     def to_json(self) -> dict[str, Any]:
-        """Give a JSON form."""
+        """Return a JSON form."""
         return {
             "group": self.group.to_json(),
             "config": self.config.to_json(),
@@ -66,7 +66,7 @@ class GroupPlan:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "GroupPlan":
-        """Read what `to_json` gave.
+        """Read what `to_json` returned.
 
         Raises:
             GateError: where the mode is none.
@@ -84,5 +84,5 @@ class GroupPlan:
 
 
 def gated(plans: Sequence[GroupPlan]) -> list[GroupPlan]:
-    """Give the plans whose groups have a gate."""
+    """Return the plans whose groups have a gate."""
     return [plan for plan in plans if plan.mode != "refused"]

@@ -29,7 +29,7 @@ INSERTION_STD = 1e-7  # of the last layer's weights: small enough that a fresh g
 
 
 def pooled_width(features: int, pool: Pool) -> int:
-    """Give the width of what `pool_tokens` makes of ``features`` channels."""
+    """Return the width of what `pool_tokens` makes of ``features`` channels."""
     return features if pool == "mean" else 2 * features
 
 
@@ -111,7 +111,7 @@ class GatePredictor(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, summary: Tensor) -> Tensor:
-        """Give f for every instance."""
+        """Return f for every instance."""
         return self.up(F.relu(self.down(self.norm(summary))))
 
     @property

@@ -34,7 +34,7 @@ def frames_until(first: FrameType, last: FrameType | None) -> Iterator[FrameType
 
 
 def is_running(frame: FrameType, inner: FrameType) -> bool:
-    """Tell whether a frame waits for an inner one."""
+    """Return whether a frame waits for an inner one."""
     at: FrameType | None = inner
     while at is not None and at is not frame:
         at = at.f_back

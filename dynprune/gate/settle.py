@@ -26,7 +26,7 @@ def settle(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
         seed: of predictors that are made anew.
 
     Returns:
-        The record that `attached` gives from now on.
+        The record that `attached` returns from now on.
     """
     record = attached(model)
     before = {plan.group.name: plan for plan in gated(record.plans)}

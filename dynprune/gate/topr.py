@@ -9,7 +9,7 @@ LEVELS = 4  # an alignment never leaves a segment fewer than this many sizes to 
 
 
 def kept_count(size: int, prune_ratio: float, align: int = 1) -> int:
-    """Give how many of ``size`` neurons are kept at a prune ratio.
+    """Return how many of ``size`` neurons are kept at a prune ratio.
 
     The exact number, ``(1 - prune_ratio) * size``, is rounded to the nearest multiple of
     ``align``; at least one multiple is kept. In a segment so small that ``align`` would leave

@@ -131,7 +131,7 @@ class _Trial:
         fold_means(model, self._readers())
 
     def settle(self) -> list[GroupPlan]:
-        """Give the plans with the modes that proved right."""
+        """Return the plans with the modes that proved right."""
         whole = self.call
         try:
             for call in (fewer_tokens(whole), whole):
@@ -224,7 +224,7 @@ class _Trial:
         return plan
 
     def _skipped_and_kept(self, plan: GroupPlan) -> tuple[Tensor, Tensor]:
-        """Give the neurons that both instances skip, and those that both keep."""
+        """Return the neurons that both instances skip, and those that both keep."""
         keep = self.kept.get(self.gates[plan.group.name].members)
         if keep is None:
             return torch.empty(0), torch.empty(0)

@@ -113,7 +113,7 @@ def _asking() -> Line:
 
 
 def _turns(kind: type) -> Iterator[Callable[[Any], Answer]]:
-    """Give what makes other answers: no for yes, other sizes, and beyond any bound."""
+    """Yield what makes other answers: no for yes, other sizes, and beyond any bound."""
     if kind is bool:
         yield lambda value: not value
     elif kind is int:

@@ -9,7 +9,7 @@ __all__ = ["cost_nodes"]
 
 
 def cost_nodes(ledger: Ledger, owner: Ids, groups: tuple[NeuronGroup, ...]) -> tuple[MacNode, ...]:
-    """Give every product of a walk the shares that candidate groups have in its axes.
+    """Return every product of a walk the shares that candidate groups have in its axes.
 
     Args:
         ledger: what the walk found.

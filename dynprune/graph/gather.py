@@ -198,7 +198,7 @@ def _heads(keys: Ids, tables: Iterable[Ids]) -> tuple[int, Ids, str | None]:
 
 
 def _named(groups: list[NeuronGroup]) -> list[NeuronGroup]:
-    """Give groups of one producer a suffix each."""
+    """Return groups of one producer a suffix each."""
     together = Counter(group.name for group in groups)
     seen: Counter[str] = Counter()
     named = []

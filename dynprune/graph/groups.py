@@ -106,7 +106,7 @@ def _held_against(
 
 
 def _identity(group: NeuronGroup) -> str:
-    """Give what two groups of the same neurons and layers agree in."""
+    """Return what two groups of the same neurons and layers agree in."""
     return json.dumps(replace(group, name="").to_json())
 
 

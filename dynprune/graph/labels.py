@@ -20,7 +20,7 @@ def compact(labels: Tensor) -> Tensor:
 
 
 def tidy(labels: Tensor) -> Tensor:
-    """Give labels that are constant along an axis the stride 0 there."""
+    """Return labels that are constant along an axis the stride 0 there."""
     small = compact(labels)
     for axis, size in enumerate(small.shape):
         if size > 1:

@@ -45,7 +45,7 @@ class Channels:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give a JSON form in which a run of consecutive positions takes its start alone."""
+        """Return a JSON form in which a run of consecutive positions takes its start alone."""
         columns: list[Any] = []
         for column in self.index.unbind(1):
             start = int(column[0])
@@ -60,7 +60,7 @@ class Channels:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Channels":
-        """Read what `to_json` gave."""
+        """Read what `to_json` returned."""
         neurons, size = int(record["neurons"]), int(record["size"])
         # A layer that is called several times may read a neuron at several positions.
         if not 0 < neurons * len(record["index"]) <= MOST_CALLS * size:
@@ -117,7 +117,7 @@ class NeuronGroup:
         return max(1, self.heads)
 
     def to_json(self) -> dict[str, Any]:
-        """Give a JSON form of the whole group."""
+        """Return a JSON form of the whole group."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -133,7 +133,7 @@ class NeuronGroup:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "NeuronGroup":
-        """Read what `to_json` gave."""
+        """Read what `to_json` returned."""
 
         def channels(items: Sequence[dict[str, Any]]) -> tuple[Channels, ...]:
             return tuple(Channels.from_json(item) for item in items)

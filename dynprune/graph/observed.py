@@ -52,7 +52,7 @@ class Shift:
     places: Tensor
 
     def __call__(self, embedded: Tensor) -> Tensor:
-        """Give a changed copy of (B, T, C) embeddings."""
+        """Return a changed copy of (B, T, C) embeddings."""
         window = embedded.index_select(1, self.places.to(embedded.device))
         noise = torch.randn(window.shape, generator=torch.Generator().manual_seed(0)).to(window)
         other = window + 2 * noise * embedded.std(correction=0).clamp_min(0.01)

@@ -116,7 +116,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def ids_of(example: Example, tokens: Tokens) -> Tensor | None:
-    """Give the ids of a sequence, or None where it is one of numbers."""
+    """Return the ids of a sequence, or None where it is one of numbers."""
     leaf = _leaf(example, tokens.place)
     return None if leaf.is_floating_point() else leaf
 
@@ -132,7 +132,7 @@ def _looks_like_marks(leaf: Tensor) -> bool:
 
 
 def unmasked(example: Example) -> Example:
-    """Give a call without padding, which would hide tokens as a causal mask does.
+    """Return a call without padding, which would hide tokens as a causal mask does.
 
     A mask of every pair of tokens stays: it says what may see what.
     """
@@ -169,7 +169,7 @@ def special_ids(model: nn.Module) -> Special:
 
 
 def cuts(tokens: Tokens, ids: Tensor | None, special: Special) -> list[tuple[Tensor, Tensor]]:
-    """Give the places of the first and of the last tokens: half of them each, then a few.
+    """Return the places of the first and of the last tokens: half of them each, then a few.
 
     Special tokens stand for something else, and do not count.
 
@@ -201,7 +201,7 @@ def changed(
     special: Special,
     only: int | None = None,
 ) -> Example | None:
-    """Give a call with some tokens of one sequence changed; None where none of them can be.
+    """Return a call with some tokens of one sequence changed; None where none of them can be.
 
     Ids become other ids of the call, which the model must know; padding stays, and no id becomes a
     special one, since models count and look for these.
@@ -231,7 +231,7 @@ def changed(
 
 
 def _other_ids(window: Tensor, leaf: Tensor, special: Special) -> Tensor:
-    """Give every id another one that the call has, or one beside it where it has no other."""
+    """Return every id another one that the call has, or one beside it where it has no other."""
     seen = [int(i) for i in leaf.unique().tolist() if i >= 0]
     every = special.padding | special.others
     pools = ([i for i in seen if i not in held] for held in (every, special.padding, ()))
@@ -247,7 +247,7 @@ def _other_ids(window: Tensor, leaf: Tensor, special: Special) -> Tensor:
 
 
 def longer(example: Example) -> Example | None:
-    """Give a call with several tokens where each sequence of one has one; None where none has."""
+    """Return a call with several tokens where each sequence of one has one; None where none has."""
     leaves, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
     generator = torch.Generator().manual_seed(0)
     found = False

@@ -19,7 +19,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 5e-2, to
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """Give the tensors of a model's output, also of dataclasses that pytree does not know."""
+    """Return the tensors of a model's output, also of dataclasses that pytree does not know."""
     if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
         return [leaf for value in vars(output).values() for leaf in tensors_of(value)]
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -44,7 +44,7 @@ def cut(example: Example) -> Example:
 
 
 def variants(example: Example, instances: int, *, seed: int = 0) -> Iterator[Example]:
-    """Give calls of different instances, the most different first.
+    """Yield calls of different instances, the most different first.
 
     A model may count and compare some of its whole numbers, or take several inputs in one row with
     their sizes beside them.
@@ -121,7 +121,7 @@ def packing(example: Example) -> tuple[str, int] | None:
 
 
 def _row_length(leaf: Tensor, batch: int) -> int:
-    """Give the length of the row that these numbers part, or 0 where they are no such numbers."""
+    """Return the length of the row that these numbers part, or 0 where they are no such numbers."""
     if not leaf.numel() or int(leaf.min()) < 0:
         return 0
     if leaf.dim() == 1 and len(leaf) > 1 and int(leaf[0]) == 0 and bool((leaf.diff() > 0).all()):

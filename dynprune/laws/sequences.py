@@ -179,7 +179,7 @@ def _scores(output: Any) -> Tensor:
 
 
 def generated(subject: Subject) -> Iterator[Case]:
-    """`generate` gives the dense model's tokens with nothing skipped, and its own every time."""
+    """`generate` returns the dense model's tokens with nothing skipped, and its own every time."""
     can = getattr(subject.dense, "can_generate", None)
     if can is None or not can():
         raise NotTriedError("the model generates nothing")

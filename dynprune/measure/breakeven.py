@@ -45,7 +45,7 @@ class BreakEven:
     prune_ratio: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Give a JSON form."""
+        """Return a JSON form."""
         return {
             "module": self.module,
             "groups": list(self.groups),

@@ -47,7 +47,7 @@ class PictureCalls(Sequence[Example]):
 
 
 def spread(data: SegmentationData, count: int | None) -> SegmentationData:
-    """Give ``count`` samples of a data set, evenly over it; all of them where there are fewer."""
+    """Return ``count`` samples of a data set, evenly over it; all of them where there are fewer."""
     if count is None or count >= len(data):
         return data
     return data.subset([position * len(data) // count for position in range(count)])

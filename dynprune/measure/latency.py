@@ -34,7 +34,7 @@ class EngineLatency:
     macs: Mapping[str, int]
 
     def median_ms(self, form: str) -> float:
-        """Give the median time of a form."""
+        """Return the median time of a form."""
         return statistics.median(self.milliseconds[form])
 
     @property
@@ -49,7 +49,7 @@ class EngineLatency:
         return faster / (self.macs["rewritten"] / self.macs["pruned"])
 
     def to_json(self) -> dict[str, Any]:
-        """Give the engine's entry of ``dynprune report latency --json``."""
+        """Return the engine's entry of ``dynprune report latency --json``."""
         return {
             **{f"{form}_ms": self.median_ms(form) for form in FORMS},
             "speedup": self.speedup,
@@ -82,7 +82,7 @@ class LatencyReport:
         return self.input[0] if self.input else 1
 
     def to_json(self) -> dict[str, Any]:
-        """Give the document of ``dynprune report latency --json``."""
+        """Return the document of ``dynprune report latency --json``."""
         return {
             "device": self.device,
             "threads": self.threads,

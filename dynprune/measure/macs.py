@@ -90,7 +90,7 @@ class MacsReport:
     uncounted: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Give the document of ``dynprune report flops --json``."""
+        """Return the document of ``dynprune report flops --json``."""
         ran = self.executed
         return {
             "unit": "MAC",

@@ -42,7 +42,7 @@ class NeuronMoments:
     reach: Tensor
 
     def energy(self, mean: Tensor | None) -> Tensor:
-        """Give (n, neurons): how far the output moves when a neuron is skipped.
+        """Return (n, neurons): how far the output moves when a neuron is skipped.
 
         Args:
             mean: where skipped neurons stand; zero where None.
@@ -163,7 +163,7 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
 
 
 def _neurons(layer: DynamicLinear, x: Tensor, port: Binding, gate: NeuronGate) -> Tensor:
-    """Give (B, T, neurons, m): a layer's input or output, neuron by neuron."""
+    """Return (B, T, neurons, m): a layer's input or output, neuron by neuron."""
     if layer.layout == "pointwise":
         x = x.movedim(1, -1)
     batch = gate.members.scope.current().selection(gate.members).batch
@@ -181,7 +181,7 @@ def _over_tokens(x: Tensor, gate: NeuronGate) -> Tensor:
 
 
 def ports_of(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicLinear, Binding]]:
-    """Give the layers that make or read a gate's neurons, in the order of the group's record."""
+    """Return the layers that make or read a gate's neurons, in the order of the group's record."""
     return [
         (layer, port)
         for layer in model.modules()
@@ -192,7 +192,7 @@ def ports_of(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[Dynami
 
 
 def weight_norm(layer: DynamicLinear, port: Binding, dim: int) -> Tensor:
-    """Give each neuron's weight norm in a layer: of its rows (dim 1) or its columns (dim 0)."""
+    """Return each neuron's weight norm in a layer: of its rows (dim 1) or its columns (dim 0)."""
     square = layer.matrix.detach().square().sum(dim)
     if port.index is not None:
         square = square[getattr(layer, port.index)].sum(-1)

@@ -95,7 +95,7 @@ class GroupNeurons:
         return int((self.firing_rate == 0).sum())
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain values, energies to five digits."""
+        """Return the fields as plain values, energies to five digits."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -142,7 +142,7 @@ class NeuronReport:
         return Overlap.mean([g.overlap for g in self.groups if g.overlap is not None])
 
     def to_json(self) -> dict[str, Any]:
-        """Give the document of ``dynprune report neurons --json``."""
+        """Return the document of ``dynprune report neurons --json``."""
         return {
             "images": self.images,
             "thresholds": {
@@ -215,7 +215,7 @@ def neuron_report(
 
 
 def neuron_types(median: Tensor, spread: Tensor) -> Tensor:
-    """Tell the types of a group's neurons apart.
+    """Return the types of a group's neurons apart.
 
     With the group's level, the mean of its medians: type II where the range exceeds
     `LARGE_RANGE` times the median or the level, whichever is more; else type III where the median
@@ -265,7 +265,7 @@ def _second_pass(calls: Sequence[Example], tell: Progress) -> Iterator[Example]:
 
 
 def _percentiles(values: Tensor, at: Sequence[float]) -> Tensor:
-    """Give percentiles over the first axis; torch.quantile refuses data sets of some size."""
+    """Return percentiles over the first axis; torch.quantile refuses data sets of some size."""
     return torch.from_numpy(np.percentile(values.cpu().numpy(), at, axis=0))
 
 

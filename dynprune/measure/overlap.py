@@ -29,7 +29,7 @@ class Overlap:
 
     @classmethod
     def mean(cls, overlaps: Sequence["Overlap"]) -> "Overlap | None":
-        """Give the mean over groups that saw the same images; None where there are none."""
+        """Return the mean over groups that saw the same images; None where there are none."""
         if not overlaps:
             return None
         return cls(
@@ -39,7 +39,7 @@ class Overlap:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
@@ -58,7 +58,7 @@ class WorldOverlap:
     overlap: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Give the fields as plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
@@ -75,7 +75,7 @@ def worlds_of(images: Iterable[Path]) -> tuple[str, ...]:
 
 
 def overlap_of(kept: Tensor, worlds: Sequence[str] = ()) -> Overlap | None:
-    r"""Give the mean of :math:`|A \cap B| / |A|` over the pairs of kept sets.
+    r"""Return the mean of :math:`|A \cap B| / |A|` over the pairs of kept sets.
 
     Args:
         kept: ones and zeros, a row an image; every row has the same number of ones.
@@ -97,7 +97,7 @@ def overlap_of(kept: Tensor, worlds: Sequence[str] = ()) -> Overlap | None:
 
 
 def overlap_between(kept: Sequence[Tensor], worlds: Sequence[str]) -> tuple[WorldOverlap, ...]:
-    """Give the mean overlap of every two worlds, and within each.
+    """Return the mean overlap of every two worlds, and within each.
 
     Args:
         kept: of every group, see `overlap_of`.
@@ -120,7 +120,7 @@ def overlap_between(kept: Sequence[Tensor], worlds: Sequence[str]) -> tuple[Worl
 
 
 def _shared(kept: Tensor) -> Tensor:
-    """Give (n, n): the share of each image's kept neurons that each other image keeps."""
+    """Return (n, n): the share of each image's kept neurons that each other image keeps."""
     kept = kept.detach().double().cpu()
     return (kept @ kept.t()) / kept.sum(1, keepdim=True)
 

@@ -92,7 +92,7 @@ def model_card(
 
 
 def _code(factory: str | None) -> str:
-    """Give the Python that loads the model; the user brings what makes its architecture."""
+    """Return the Python that loads the model; the user brings what makes its architecture."""
     if factory is None:
         return 'import dynprune\n\nmodel = dynprune.load("DIRECTORY")'
     module, _, function = factory.partition(":")
@@ -103,7 +103,7 @@ def _code(factory: str | None) -> str:
 
 
 def _front(provenance: Provenance, gated: bool) -> dict[str, Any]:
-    """Give the front matter; the licence is the dense model's, where its card tells."""
+    """Return the front matter; the licence is the dense model's, where its card tells."""
     front: dict[str, Any] = {"library_name": "dynprune"}
     licence = _licence(Path(provenance.name) / "README.md")
     front |= licence or {"license": "other", "license_name": "as-the-dense-model"}
@@ -138,7 +138,7 @@ def _rows(
     scores: Mapping[str, float] | None,
     steps: int | None,
 ) -> list[tuple[str, str]]:
-    """Give what is known, a figure a row."""
+    """Return what is known, a figure a row."""
     total = sum(parameter.numel() for parameter in model.parameters())
     rows = [("parameters", f"{total / 1e6:.2f} M")]
     if plans:

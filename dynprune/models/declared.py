@@ -73,13 +73,13 @@ def read_header(path: Path) -> Header:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the part of a third party's message that fits in ours."""
+    """Return the part of a third party's message that fits in ours."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:_SHOWN].rstrip(".")
 
 
 def machine_elements() -> int:
-    """Give the float32 numbers that this machine's memory could hold."""
+    """Return the float32 numbers that this machine's memory could hold."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     except (AttributeError, OSError, ValueError):  # not on Windows

@@ -96,7 +96,7 @@ def read_configuration(name: str) -> dict[str, Any]:
 
 
 def configuration_of(model: nn.Module) -> dict[str, Any] | None:
-    """Give the transformers configuration of ``model``, its class among it; else ``None``.
+    """Return the transformers configuration of ``model``, its class among it; else ``None``.
 
     A part of a model, or a class that somebody derived, cannot be built again by its name.
     """
@@ -288,7 +288,7 @@ def _check_weights(directory: Path) -> list[Header]:
 
 
 def _beside(directory: Path, shard: str) -> Path:
-    """Give the path of a shard; an index names files of its own directory alone."""
+    """Return the path of a shard; an index names files of its own directory alone."""
     if Path(shard).name != shard:
         raise InputError(
             f"{directory / _INDEX} names {shard[:80]!r}, a file outside of {directory}"
@@ -319,7 +319,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _first(error: Exception) -> str:
-    """Give the part of a third party's message that fits in ours: its first two lines."""
+    """Return the part of a third party's message that fits in ours: its first two lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:_LONGEST] or type(error).__name__
 

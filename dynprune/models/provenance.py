@@ -79,7 +79,7 @@ def set_provenance(model: nn.Module, provenance: Provenance) -> None:
 
 
 def provenance_of(model: nn.Module) -> Provenance:
-    """Give a model's history; a bare transformers model tells its own.
+    """Return a model's history; a bare transformers model tells its own.
 
     Raises:
         UsageError: where nothing is known of it.

@@ -58,7 +58,7 @@ class ModelSource:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give the source as plain values."""
+        """Return the source as plain values."""
         if self.kind == "factory":
             return {"kind": self.kind, "factory": self.factory}
         config = dict(self.config or {})
@@ -123,7 +123,7 @@ def build(
 
 
 def source_of(model: nn.Module, factory: str | None = None) -> ModelSource:
-    """Tell where ``model`` comes from.
+    """Return where ``model`` comes from.
 
     Raises:
         UsageError: if it is no transformers model and no factory is given.
@@ -140,7 +140,7 @@ def source_of(model: nn.Module, factory: str | None = None) -> ModelSource:
 
 
 def classes_of(model: nn.Module) -> tuple[str, ...]:
-    """Give the names of a model's classes, where its configuration has more than numbers."""
+    """Return the names of a model's classes, where its configuration has more than numbers."""
     names = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(names, Mapping) or sorted(names) != list(range(len(names))):
         return ()

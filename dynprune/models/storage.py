@@ -204,7 +204,7 @@ def _with_predictor(plan: GroupPlan, predictor: PredictorFactory | None) -> Grou
 
 
 def _types(model: nn.Module) -> dict[str, Any]:
-    """Tell the type of a model's numbers, and of those tensors that have another one."""
+    """Return the type of a model's numbers, and of those tensors that have another one."""
     most = _name_of(next(model.parameters()).dtype)
     others = {
         name: _name_of(tensor.dtype)
@@ -233,7 +233,7 @@ def _name_of(dtype: torch.dtype) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Tell what a result was made with: versions, processor and threads."""
+    """Return what a result was made with: versions, processor and threads."""
     return {
         **_versions(),
         "python": platform.python_version(),

@@ -29,7 +29,7 @@ __all__ = [
 
 
 def model_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Give `dynprune.models.load_model` the recipe's architecture and input."""
+    """Return `dynprune.models.load_model` the recipe's architecture and input."""
     model = recipe.model
     return {
         "architecture": model.architecture,
@@ -66,7 +66,7 @@ def batch_arguments(recipe: Recipe, preprocessing: Preprocessing | None = None) 
 
 
 def text_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Give `dynprune.data.text.TextBatches` its batches' size and order.
+    """Return `dynprune.data.text.TextBatches` its batches' size and order.
 
     Raises:
         RecipeError: the recipe has no ``text`` section.

@@ -37,7 +37,7 @@ class Inspection:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Give the JSON document of ``dynprune inspect --json``."""
+        """Return the JSON document of ``dynprune inspect --json``."""
         return {
             "model": self.model,
             "groups": [

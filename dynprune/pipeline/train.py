@@ -35,7 +35,7 @@ __all__ = ["distill", "learn", "make_teacher", "settle_classes"]
 
 
 def make_teacher(loaded: LoadedModel, rewrites: Sequence[str]) -> nn.Module:
-    """Give a frozen copy of a dense model in its rewritten, cheaper form."""
+    """Return a frozen copy of a dense model in its rewritten, cheaper form."""
     teacher = copy.deepcopy(loaded.module)
     rewrite(teacher, loaded.example, rewrites)
     return teacher.eval().requires_grad_(False)
@@ -76,7 +76,7 @@ def learn(
 
     Args:
         student: the model that learns.
-        teacher: as `make_teacher` gave it; None where no loss needs one.
+        teacher: as `make_teacher` returned it; None where no loss needs one.
         recipe: its training sections are carried out.
         training: pictures that are learnt from.
         validation: pictures that the run is judged by; none where None.

@@ -94,7 +94,7 @@ class SavedTime:
         self._budget = self._sum([(part, usual_size(part[0])) for part in parts])
 
     def of(self, part: Part, kept: int) -> float:
-        """Give the milliseconds that a part saves; negative where its gate costs more."""
+        """Return the milliseconds that a part saves; negative where its gate costs more."""
         sizes, saved = zip(*self._curves[part[0].group.name], strict=True)
         return float(np.interp(kept, sizes, saved))
 

@@ -56,7 +56,7 @@ class Savings(Protocol):
     """What pruning parts of a model saves, in a unit of its own."""
 
     def of(self, part: Part, kept: int) -> float:
-        """Give what is saved where a part alone keeps so many neurons of each segment."""
+        """Return what is saved where a part alone keeps so many neurons of each segment."""
 
     def is_enough(self, chosen: Sequence[tuple[Part, int]]) -> bool:
         """Whether parts of these sizes save together what the model is to save."""
@@ -79,7 +79,7 @@ class SavedMacs:
         self._dense, self._budget = self._total(self._whole), self._total(usual)
 
     def of(self, part: Part, kept: int) -> float:
-        """Give the multiply-adds of the model that a part alone saves."""
+        """Return the multiply-adds of the model that a part alone saves."""
         return self._dense - self._total({**self._whole, **_shares(part, kept)})
 
     def is_enough(self, chosen: Sequence[tuple[Part, int]]) -> bool:
@@ -111,7 +111,7 @@ class Choice:
 def distribute_by_sensitivity(
     model: nn.Module, savings: Savings, calls: Iterable[Example]
 ) -> list[GroupPlan]:
-    r"""Give every group a prune ratio of its own; the model saves what it would with the plans'.
+    r"""Return every group a prune ratio of its own; the model saves what it would with the plans'.
 
     Each part alone (a hidden layer, or an attention, whose queries, keys and values keep equally
     many) is pruned at a few ratios, and the output y compared with the dense one:
@@ -184,7 +184,7 @@ def spread(
 
 
 def _hull(choices: Sequence[Choice]) -> list[Choice]:
-    """Give the choices on the lower convex hull of effect over what is saved."""
+    """Return the choices on the lower convex hull of effect over what is saved."""
     hull: list[Choice] = []
     for new in choices:
         if hull and new.saved <= hull[-1].saved:
@@ -209,7 +209,7 @@ def parts_of(plans: Sequence[GroupPlan]) -> list[Part]:
 
 
 def usual_size(plan: GroupPlan) -> int:
-    """Give the neurons of a segment that a group keeps at its plan's own prune ratio."""
+    """Return the neurons of a segment that a group keeps at its plan's own prune ratio."""
     return kept_count(width_of(plan), plan.config.prune_ratio, plan.config.align)
 
 
@@ -218,12 +218,12 @@ def _shares(part: Part, kept: int) -> dict[str, float]:
 
 
 def width_of(plan: GroupPlan) -> int:
-    """Give the neurons of a segment: a whole hidden layer, or one attention head."""
+    """Return the neurons of a segment: a whole hidden layer, or one attention head."""
     return plan.group.neurons // max(1, plan.group.heads)
 
 
 def _sizes(plan: GroupPlan) -> list[int]:
-    """Give what a segment may keep, all of it first."""
+    """Return what a segment may keep, all of it first."""
     width, align = width_of(plan), plan.config.align
     ratios = (step / width for step in range(int(LEVELS[-1] * width) + 1))
     return sorted({kept_count(width, ratio, align) for ratio in ratios}, reverse=True)
@@ -270,7 +270,7 @@ class _Curve:
 def _effects(
     model: nn.Module, parts: Sequence[Part], calls: Sequence[Example]
 ) -> list[list[tuple[int, float]]]:
-    """Give each part's sizes and the effect of each, all other parts whole.
+    """Return each part's sizes and the effect of each, all other parts whole.
 
     Whatever runs before a part gives what it gave in the dense run, where that is seen to give the
     same output as long as nothing is pruned.
@@ -338,7 +338,7 @@ def _set(here: Sequence[NeuronGate], ratio: float) -> None:
 
 
 def _error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Give the squared difference over the squared norm, all tensors of an output together."""
+    """Return the squared difference over the squared norm, all tensors of an output together."""
     error = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
     return error / max(sum(float(b.square().sum()) for b in wanted), 1e-30)
 

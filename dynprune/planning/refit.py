@@ -97,7 +97,7 @@ def refit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float 
 
 
 def _readers(model: nn.Module) -> dict[DynamicLinear, NeuronGate]:
-    """Give the layers that read the whole of one gate's neurons and nothing else."""
+    """Return the layers that read the whole of one gate's neurons and nothing else."""
     owners = {gate.members: gate for gate in gates(model).values()}
     return {
         layer: owners[layer.reads[0].neurons]
@@ -154,7 +154,7 @@ def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: _Sums) -> It
 
 
 def _masks(gate: NeuronGate, summary: Tensor, kept: int) -> Tensor:
-    """Give (B, neurons): the factors that these inputs' neurons would have at the final ratio."""
+    """Return (B, neurons): the factors that these inputs' neurons would have at the final ratio."""
     output = gate.scores_of(summary)
     precise = torch.promote_types(output.scores.dtype, torch.float32)
     mask = keep_mask(top_r(output.scores, kept, gate.segments), gate.neurons, precise)

@@ -213,5 +213,5 @@ class Recipe(Section):
         return self
 
     def to_data(self) -> dict[str, Any]:
-        """Give the recipe as plain YAML values under the names that a file uses."""
+        """Return the recipe as plain YAML values under the names that a file uses."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)

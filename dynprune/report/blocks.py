@@ -54,7 +54,7 @@ def sum_blocks(layers: Sequence[LayerMacs], parts: Mapping[str, str]) -> list[Bl
 
 
 def block_of(name: str, level: int = 99) -> str:
-    """Give the block that a module lies in: its name up to the last of ``level`` numbers.
+    """Return the block that a module lies in: its name up to the last of ``level`` numbers.
 
     Example:
         >>> block_of("encoder.stages.1.blocks.0.mlp.fc1"), block_of("head.fuse.proj.conv")
@@ -82,7 +82,7 @@ def _sum(layers: Sequence[LayerMacs], parts: Mapping[str, str], level: int) -> l
 
 
 def _owners(layers: Sequence[LayerMacs]) -> Iterator[str]:
-    """Give the modules that only the pruned model has."""
+    """Yield the modules that only the pruned model has."""
     for layer in layers:
         if layer.pruned and not layer.dense and layer.name and not layer.name.endswith(GATE):
             yield layer.name

@@ -70,7 +70,7 @@ class Drawing:
         _titled(ElementTree.SubElement(holder, "path", {"d": _PATHS[shape], "class": style}), title)
 
     def __html__(self) -> Markup:
-        """Give the markup, all texts escaped; templates put it in as it is."""
+        """Return the markup, all texts escaped; templates put it in as it is."""
         return Markup(ElementTree.tostring(self._root, encoding="unicode"))
 
 

@@ -120,7 +120,7 @@ def is_cut(found: Findings) -> bool:
 
 
 def _scale(blocks: Sequence[Block]) -> float:
-    """Give what a whole bar stands for; a block that dwarfs all others is cut short."""
+    """Return what a whole bar stands for; a block that dwarfs all others is cut short."""
     second, first = sorted([0, *(block.size for block in blocks)])[-2:]
     return 1.5 * second if first > CUT * second > 0 else first or 1
 

@@ -75,7 +75,7 @@ class Findings:
     latency: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give the figures as plain values, without what is said of single neurons."""
+        """Return the figures as plain values, without what is said of single neurons."""
         teacher = self.comparison.teacher
         return {
             "model": self.model,
@@ -221,7 +221,7 @@ def _file_bytes(models: Mapping[str, LoadedModel | None]) -> dict[str, int]:
 
 
 def _recorded_command(student: LoadedModel) -> dict[str, str]:
-    """Give the command that wrote the model, where its directory tells it."""
+    """Return the command that wrote the model, where its directory tells it."""
     path = Path(student.name) / "environment.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

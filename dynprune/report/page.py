@@ -24,7 +24,7 @@ __all__ = ["render", "write_page"]
 
 
 def render(found: Findings) -> str:
-    """Give the page as HTML.
+    """Return the page as HTML.
 
     It holds no script and its policy forbids the browser to load anything. All names are escaped.
     """
@@ -102,7 +102,7 @@ def _course(found: Findings) -> list[Row]:
 
 
 def _slower(found: Findings) -> list[str]:
-    """Give the engines in which the rewritten model is faster than the pruned one."""
+    """Return the engines in which the rewritten model is faster than the pruned one."""
     engines = found.latency["engines"] if found.latency else {}
     return [name for name, t in engines.items() if t["pruned_ms"] > t["rewritten_ms"]]
 

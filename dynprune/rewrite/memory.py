@@ -48,12 +48,12 @@ def lay_out_channels_last(model: nn.Module, example: Example) -> list[Rewrite]:
 
 
 def lay_out_again(model: nn.Module, _: Rewrite) -> Callable[[], None]:
-    """Give the function that lays the model out channels-last, in place."""
+    """Return the function that lays the model out channels-last, in place."""
     return lambda: _lay_out(model)
 
 
 def marked_by_strides(x: Tensor) -> Tensor:
-    """Give a batch of one the stride that tells channels-last memory from channels-first.
+    """Return a batch of one the stride that tells channels-last memory from channels-first.
 
     Tokens seen as a map, ``tokens.transpose(1, 2).view(1, C, H, W)``, get the stride C along the
     batch, whose size of one leaves it free. Convolutions look at that stride, take the memory for

@@ -168,7 +168,7 @@ def _narrow(model: nn.Module, details: Mapping[str, Any]) -> None:
 
 
 def _sides(group: NeuronGroup) -> list[tuple[str, Side]]:
-    """Give every layer of the group, with the side on which it holds the neurons."""
+    """Return every layer of the group, with the side on which it holds the neurons."""
     return [
         *((channels.module, "out") for channels in (*group.producers, *group.carriers)),
         *((channels.module, "in") for channels in group.consumers),

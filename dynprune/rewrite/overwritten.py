@@ -28,7 +28,7 @@ class _Kept:
 
 @contextmanager
 def overwriting(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let the body overwrite parameters, in place; `undo` gives them their values back.
+    """Let the body overwrite parameters, in place; `undo` returns them their values back.
 
     It does so unless any of them was trained, or cast to another type, since: then all stay as
     they are. Where the body fails, they get their values back.

@@ -29,7 +29,7 @@ _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, 
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Give the largest difference over the largest expected value; inf where it has no meaning."""
+    """Return the largest difference over the largest expected value; inf where meaningless."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return float("inf")
     actual, expected = actual.detach(), expected.detach()
@@ -41,7 +41,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def outputs_of(output: Any) -> list[Tensor]:
-    """Give the tensors in what a model returned."""
+    """Return the tensors in what a model returned."""
     if not isinstance(output, Tensor | tuple | list | Mapping):
         output = vars(output)
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -26,10 +26,10 @@ class Rewrite:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Give a JSON form."""
+        """Return a JSON form."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "Rewrite":
-        """Read what `to_json` gave."""
+        """Read what `to_json` returned."""
         return cls(**record)

@@ -88,7 +88,7 @@ def reapply(
 
     Args:
         model: the dense model, with or without its weights.
-        rewrites: what `rewrite` gave; refused ones are skipped.
+        rewrites: what `rewrite` returned; refused ones are skipped.
         kinds: every rewrite by its name, as `rewrite` had them.
 
     Returns:

@@ -12,7 +12,7 @@ __all__ = ["widen"]
 
 
 def widen(model: nn.Module, records: Sequence[Rewrite]) -> nn.Module:
-    """Give narrow layers their dense sizes, in place; weights that are lost repeat kept ones.
+    """Return narrow layers their dense sizes, in place; weights that are lost repeat kept ones.
 
     What the model costs is then what its dense form costs; what it computes means nothing.
 

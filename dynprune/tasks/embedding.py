@@ -74,7 +74,7 @@ class Agreement:
 
 
 def embed(model: nn.Module, calls: Iterable[Example]) -> Tensor:
-    """Give the embeddings of every text of ``calls``, ``(texts, C)``, in order."""
+    """Return the embeddings of every text of ``calls``, ``(texts, C)``, in order."""
     with at_inference(model):
         return torch.cat(
             [text_embedding(c.run(model), c.kwargs.get("attention_mask")).float() for c in calls]

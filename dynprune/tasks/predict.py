@@ -42,7 +42,7 @@ class Prediction:
 
 
 def palette(classes: int = 256) -> Tensor:
-    """Give a bright colour to every class: hues a golden ratio apart, so that neighbours differ.
+    """Return a bright colour to every class: hues a golden ratio apart, so that neighbours differ.
 
     Saturation and brightness change too, every 5 and every 7 classes.
 

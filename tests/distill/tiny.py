@@ -50,7 +50,7 @@ def _folded_once(dropout: float) -> nn.Module:
 
 
 def folded_teacher(dropout: float = 0.1) -> nn.Module:
-    """Give a new copy of a folded teacher, always the same."""
+    """Return a new copy of a folded teacher, always the same."""
     return copy.deepcopy(_folded_once(dropout))
 
 

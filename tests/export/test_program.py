@@ -40,7 +40,7 @@ def test_the_map_that_is_not_resized_joins_the_decoders_sum_last(graph: fx.Graph
 
 
 def readers(node: fx.Node) -> list[fx.Node]:
-    """Give what reads a node behind views that move nothing."""
+    """Return what reads a node behind views that move nothing."""
     views = {ATEN.view.default, ATEN.reshape.default, ATEN.unsqueeze.default}
     found: list[fx.Node] = []
     for user in node.users:

@@ -84,7 +84,7 @@ def nothing(batch):
 
 
 def dense(x, weight, bias, rows, columns):
-    """Give (B, T, out): every product written out, skipped channels at zero.
+    """Return (B, T, out): every product written out, skipped channels at zero.
 
     Args:
         x: (B, T, in) at full width.
@@ -99,6 +99,6 @@ def dense(x, weight, bias, rows, columns):
 
 
 def taken(x, made):
-    """Give the kept channels (B, T, K) of (B, T, size)."""
+    """Return the kept channels (B, T, K) of (B, T, size)."""
     rows = [row[:, keep.bool()] for row, keep in zip(x, made.keep, strict=True)]
     return torch.stack(rows) if rows else x[..., : made.kept]

@@ -20,7 +20,7 @@ ROUNDING = 1e-4  # sums in another order, layer after layer, in float32
 
 
 def planned(name):
-    """Give an ungated animal with its plans."""
+    """Return an ungated animal with its plans."""
     model, example, _, record = gated_animal(name, order="fixed")
     remove(model)
     return model, example, record.plans
@@ -54,7 +54,7 @@ def test_one_expert_is_a_fixed_model(name):
 
 
 def only(row, call):
-    """Give the call with one of its instances."""
+    """Return the call with one of its instances."""
     args, kwargs = pytree.tree_map_only(
         torch.Tensor, lambda x: x[row : row + 1], (call.args, dict(call.kwargs))
     )

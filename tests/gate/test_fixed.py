@@ -22,7 +22,7 @@ ROUNDING = 1e-4
 
 
 def fixable(name, ratio=0.5):
-    """Give a gated animal all of whose gates can be fixed, with random orders and means."""
+    """Return a gated animal all of whose gates can be fixed, with random orders and means."""
     model, example, _, record = gated_animal(name, prune_ratio=ratio, order="fixed")
     remove(model)
     plans = only_fixable(model, record.plans)

@@ -116,7 +116,7 @@ class TwoHeads(nn.Module):
 
 
 def heads(output):
-    """Give what both heads returned, in whichever form."""
+    """Return what both heads returned, in whichever form."""
     if isinstance(output, tuple):
         return [output[0], output[1][0]]
     fields = output if isinstance(output, dict) else vars(output)

@@ -37,7 +37,7 @@ def output(model, example) -> Tensor:
 
 
 def changed(plans, kind: str):
-    """Give plans with other ratios and roundings, one group refused, or one masked."""
+    """Return plans with other ratios and roundings, one group refused, or one masked."""
     if kind == "ratio":
         configs = [replace(p.config, prune_ratio=0.75, align=8) for p in plans]
         return [replace(p, config=c) for p, c in zip(plans, configs, strict=True)]

@@ -33,7 +33,7 @@ def example() -> Example:
 
 
 def believed(model: nn.Module, call: Example) -> list[NeuronGroup]:
-    """Give a model's groups as if the graph had seen nothing wrong with them."""
+    """Return a model's groups as if the graph had seen nothing wrong with them."""
     return [replace(group, reason=None) for group in find_groups(model, call).groups]
 
 
@@ -88,7 +88,7 @@ def test_where_skipped_neurons_are_seen_the_group_is_refused_without_the_graph(n
 
 
 def sabotaged(group: NeuronGroup, side: str, shift: int) -> NeuronGroup:
-    """Give a group whose layers on one side are said to hold its neurons elsewhere."""
+    """Return a group whose layers on one side are said to hold its neurons elsewhere."""
     wrong = [replace(c, index=c.index.roll(shift, 0)) for c in getattr(group, side)]
     return replace(group, **{side: (*wrong,)})
 

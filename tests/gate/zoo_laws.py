@@ -27,13 +27,13 @@ BFLOAT16 = 5e-2  # eight bits of mantissa, a few layers deep
 
 
 def run(model: nn.Module, example: Example) -> list[Tensor]:
-    """Give every floating-point tensor that a model returns."""
+    """Return every floating-point tensor that a model returns."""
     with at_inference(model):
         return [t.double() for t in tensors_of(example.run(model)) if t.is_floating_point()]
 
 
 def error(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """Give the largest difference over the largest magnitude."""
+    """Return the largest difference over the largest magnitude."""
     assert [t.shape for t in found] == [t.shape for t in wanted]
     pairs = zip(found, wanted, strict=True)
     return max(float((f - w).abs().max() / w.abs().max().clamp_min(1e-9)) for f, w in pairs)
@@ -53,7 +53,7 @@ def gated_animal(
 
 @contextmanager
 def forced(model: nn.Module, instances: int, seed: int = 0) -> Iterator[None]:
-    """Give every instance its own random mask and values, and every skipped neuron a mean."""
+    """Yield every instance its own random mask and values, and every skipped neuron a mean."""
     random = torch.Generator().manual_seed(seed)
     outputs = {}
     for gate in gates(model).values():
@@ -75,7 +75,7 @@ def gate_all(model, example):
 
 
 def difference(model, call):
-    """Give compact against masked execution, with a mask of its own for every input."""
+    """Return compact against masked execution, with a mask of its own for every input."""
     with forced(model, 3):
         set_execution(model, "masked")
         masked = run(model, call)

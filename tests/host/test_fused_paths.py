@@ -21,7 +21,7 @@ def encoder() -> nn.TransformerEncoder:
 
 
 def switches(model):
-    """Give what decides whether the fused kernels run."""
+    """Return what decides whether the fused kernels run."""
     layers = [layer.activation_relu_or_gelu for layer in model.layers]
     return [*layers, model.use_nested_tensor]
 

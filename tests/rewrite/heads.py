@@ -111,7 +111,7 @@ class Model(nn.Module):
 
 
 def stirred(model: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Give every BatchNorm statistics and parameters that are not the identity, in place."""
+    """Return every BatchNorm statistics and parameters that are not the identity, in place."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

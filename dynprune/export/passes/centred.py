@@ -72,7 +72,7 @@ def centre_norms(program: ExportedProgram) -> ExportedProgram:
 
 
 def _constants(graph: fx.Graph) -> set[fx.Node]:
-    """Give the nodes whose values are the same for every input."""
+    """Return the nodes whose values are the same for every input."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -177,7 +177,7 @@ def _sources(node: fx.Node, axis: int) -> list[_Source] | None:
 
 
 def _terms(total: fx.Node, axis: int) -> list[_Source] | None:
-    """Give the terms of a sum, if each has all channels."""
+    """Return the terms of a sum, if each has all channels."""
     terms = []
     for place, term in enumerate(total.args):
         if not isinstance(term, fx.Node):

@@ -96,6 +96,6 @@ def _swaps_tokens(node: Any) -> bool:
 
 
 def _shape(node: Any) -> tuple[str, ...]:
-    """Give the shape by its symbols, so that comparing dynamic sizes guards on nothing."""
+    """Return the shape by its symbols, so that comparing dynamic sizes guards on nothing."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return tuple(str(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()

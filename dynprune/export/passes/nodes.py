@@ -48,7 +48,7 @@ def input_of(node: fx.Node, place: int = 0) -> fx.Node:
 
 
 def value_of(node: Any) -> Tensor:
-    """Give the tensor without data that tells a node's shape and type."""
+    """Return the tensor without data that tells a node's shape and type."""
     return cast(Tensor, node.meta["val"])
 
 
@@ -66,7 +66,7 @@ def emit(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
 
 
 def origin(node: Any) -> fx.Node:
-    """Give the node whose values a node shows, perhaps in another shape."""
+    """Return the node whose values a node shows, perhaps in another shape."""
     while isinstance(node, fx.Node) and (node.target in {*VIEWS, *SAME} or _keeps_type(node)):
         node = node.args[0]
     return cast(fx.Node, node)
@@ -92,7 +92,7 @@ def is_fixed(node: Any) -> bool:
 
 
 def moved(node: fx.Node, axis: int) -> int | None:
-    """Give where a movement brings an axis of what it reads; None if it is none, or merges it."""
+    """Return where a movement brings an axis of what it reads; None if it is none, or merges it."""
     if node.target not in MOVES:
         return None
     if node.target in SAME:

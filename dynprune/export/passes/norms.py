@@ -87,7 +87,7 @@ def _is_plain(norm: fx.Node) -> bool:
 
 
 def _readers(node: fx.Node, axis: int) -> Iterator[fx.Node | None]:
-    """Give all that read these channels through movements; None for one that cannot be suited."""
+    """Yield all that read these channels through movements; None for one that cannot be suited."""
     for user in node.users:
         at = moved(user, axis)
         if at is not None:
@@ -128,7 +128,7 @@ def _is_fixed_or_none(node: Any) -> bool:
 
 
 def _chosen(linear: fx.Node) -> _Rows | None:
-    """Give the chosen rows of a linear, where its bias was chosen and scaled as its weight was."""
+    """Return the chosen rows of a linear, where its bias was chosen and scaled like its weight."""
     if linear.target != _ATEN.linear.default:
         return None
     weight, bias = linear.args[1], _bias(linear)
@@ -250,7 +250,7 @@ def scale_keys(program: ExportedProgram) -> ExportedProgram:
 
 
 def _rows_of_keys(attention: fx.Node) -> _Rows | None:
-    """Give the chosen rows that make the keys of one attention alone, without a bias."""
+    """Return the chosen rows that make the keys of one attention alone, without a bias."""
     node: Any = attention.args[1]
     while isinstance(node, fx.Node) and node.target in MOVES and len(node.users) == 1:
         node = node.args[0]

@@ -103,14 +103,14 @@ def _read_planes(graph: fx.Graph, convolution: fx.Node) -> None:
 
 
 def _sole(node: Any, target: Any, *, inclusive: bool = False) -> fx.Node | None:
-    """Give what a node of this target, read by one other, reads first; itself if inclusive."""
+    """Return what a node of this target, read by one other, reads first; itself if inclusive."""
     if not isinstance(node, fx.Node) or node.target != target or len(node.users) != 1:
         return None
     return node if inclusive else input_of(node)
 
 
 def _only_user(node: fx.Node | None, target: Any = None) -> fx.Node | None:
-    """Give the one node that reads this one, where there is one and it is of this target."""
+    """Return the one node that reads this one, where there is one and it is of this target."""
     if node is None or len(node.users) != 1:
         return None
     (user,) = node.users

@@ -41,7 +41,7 @@ def multiply_in_batches(program: ExportedProgram) -> ExportedProgram:
 
 
 def _batched(node: fx.Node) -> fx.Node | None:
-    """Give the (1, N, K) that a product reads as (N, K)."""
+    """Return the (1, N, K) that a product reads as (N, K)."""
     if node.target != _ATEN.linear.default:
         return None
     rows = input_of(node)

@@ -64,7 +64,7 @@ def _keep_order(sort: fx.Node) -> None:
 
 
 def _choice(index: Any) -> fx.Node | None:
-    """Give the top-r whose positions an index shows, perhaps counted from each head's first."""
+    """Return the top-r whose positions an index shows, perhaps counted from each head's first."""
     node = origin(index)
     if node.target == _ATEN.add.Tensor:
         node = origin(node.args[0])
@@ -110,7 +110,7 @@ def _value_kept(graph: fx.Graph, gather: fx.Node) -> None:
 
 
 def _sum_with(node: Any, number: float) -> fx.Node | None:
-    """Give what the node adds a number to."""
+    """Return what the node adds a number to."""
     if isinstance(node, fx.Node) and node.target == _ATEN.add.Tensor and node.args[1] == number:
         return input_of(node)
     return None

@@ -41,7 +41,7 @@ class _Seen:
 
 
 def unpack_attention(model: nn.Module, example: Example) -> list[Rewrite]:
-    """Give every `nn.MultiheadAttention` a linear each for queries, keys and values, in place.
+    """Return every `nn.MultiheadAttention` a linear each for queries, keys and values, in place.
 
     Its packed projection is one parameter of three layers, which no gate can be put into. Each
     module is proven alone, on its own input and on random ones, and the model as a whole.
@@ -197,7 +197,7 @@ def _largest_error(source: nn.MultiheadAttention, call: Call) -> float:
 
 
 def _raised(call: Call) -> Call:
-    """Give the call with its floating-point tensors in float32."""
+    """Return the call with its floating-point tensors in float32."""
     raised: Call = pytree.tree_map_only(
         Tensor, lambda t: t.float() if t.is_floating_point() else t, call
     )

@@ -64,7 +64,7 @@ class UnpackedAttention(nn.Module):
 
     @torch.no_grad()
     def to_packed(self) -> nn.MultiheadAttention:
-        """Give the source back, with the weights that this module has now."""
+        """Return the source back, with the weights that this module has now."""
         (source,) = self._source
         source.in_proj_weight.data = self.in_proj_weight
         source.in_proj_weight.requires_grad_(self.q_proj.weight.requires_grad)
@@ -153,7 +153,7 @@ def _linear(weight: Tensor, bias: Tensor | None, trains: tuple[bool, ...]) -> nn
 def _merged(
     attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, dtype: torch.dtype
 ) -> Tensor | None:
-    """Give what both masks add to the scores, so that it broadcasts to (B, H, N, S)."""
+    """Return what both masks add to the scores, so that it broadcasts to (B, H, N, S)."""
     batch, heads, tokens, span = *q.shape[:3], k.shape[2]
     shift = None
     if attn_mask is not None:

@@ -81,7 +81,7 @@ class Stage:
 def bands_of_sum(
     stages: Sequence[Stage], bias: Tensor | None, height: int, width: int
 ) -> Iterator[tuple[int, Tensor]]:
-    r"""Give :math:`\sum_i \mathrm{up}_i(W_i x_i) + b` from top to bottom.
+    r"""Yield :math:`\sum_i \mathrm{up}_i(W_i x_i) + b` from top to bottom.
 
     Args:
         stages: the maps of one instance.
@@ -113,7 +113,7 @@ def bands_of_sum(
 
 
 def _projected(whole: Sequence[Stage], bias: Tensor | None, rows: slice) -> Tensor | None:
-    """Give the rows' sum of the maps that have its size, (rows * width, D)."""
+    """Return the rows' sum of the maps that have its size, (rows * width, D)."""
     total: Tensor | None = None
     for stage in whole:
         x = stage.tokens[rows].flatten(0, 1)

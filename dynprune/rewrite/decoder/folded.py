@@ -51,12 +51,12 @@ def pointwise_as(form: PointwiseForm, *, slices: int = 1) -> Iterator[None]:
 
 
 def pointwise_weight(module: nn.Module) -> Tensor:
-    """Give the ``(out, in)`` weight of a linear or a 1x1 convolution."""
+    """Return the ``(out, in)`` weight of a linear or a 1x1 convolution."""
     return cast(Tensor, module.weight).flatten(1)
 
 
 def pointwise_bias(module: nn.Module) -> Tensor | None:
-    """Give the ``(out,)`` bias of a linear or a 1x1 convolution, None where it has none."""
+    """Return the ``(out,)`` bias of a linear or a 1x1 convolution, None where it has none."""
     return cast(Tensor | None, module.bias)
 
 
@@ -157,12 +157,12 @@ class FoldedDecoder(nn.Module):
         self.train(source.training)
 
     def frozen_modules(self) -> list[nn.Module]:
-        """Give the source's modules that never run here: its projections and fusing layer."""
+        """Return the source's modules that never run here: its projections and fusing layer."""
         names = [*(branch.projection for branch in self.structure.branches), self.structure.fuse]
         return [self.source.get_submodule(name) for name in names]
 
     def stage_maps(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """Give the stage maps ``(B, C_i, H_i, W_i)`` among the arguments of a call."""
+        """Return the stage maps ``(B, C_i, H_i, W_i)`` among the arguments of a call."""
         leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
         return [leaves[branch.leaf] for branch in self.structure.branches]
 
@@ -330,7 +330,7 @@ class FoldedDecoder(nn.Module):
 
 
 def _folded_norm(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Give BatchNorm's scale, and its shift with the bias in front of it folded in."""
+    """Return BatchNorm's scale, and its shift with the bias in front of it folded in."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -342,7 +342,7 @@ def _folded_norm(norm: _BatchNorm, bias: Tensor | None) -> tuple[Tensor, Tensor]
 
 
 def _slice_width(channels: int, slices: int) -> int:
-    """Give the width of as many equal slices of whole blocks as there can be, ``slices`` at most.
+    """Return the width of as many equal slices of whole blocks as there can be, ``slices`` at most.
 
     Example:
         >>> _slice_width(768, 8), _slice_width(96, 8), _slice_width(100, 8)

@@ -187,7 +187,7 @@ class _Matcher:
                 raise NotFoldableError(f"{_describe(node)} follows the fusing layer")
 
     def _pointwise(self, node: fx.Node) -> tuple[str, int]:
-        """Give the name and input width of the linear or 1x1 convolution that ``node`` runs."""
+        """Return the name and input width of the linear or 1x1 convolution that ``node`` runs."""
         owner = _owner(node)
         module = self.head.get_submodule(owner)
         weight = node.args[1]
@@ -229,7 +229,7 @@ class _Matcher:
 
 
 def _name(node: fx.Node) -> str:
-    """Give the operator's name without its overload, or "" for what is not an ATen operator."""
+    """Return the operator's name without its overload, or "" for what is not an ATen operator."""
     target = node.target
     return target._schema.name.split("::")[1] if isinstance(target, torch._ops.OpOverload) else ""
 

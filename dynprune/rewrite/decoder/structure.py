@@ -80,13 +80,13 @@ class DecoderStructure:
     tail: tuple[Step, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Give a JSON form."""
+        """Return a JSON form."""
         record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return record
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "DecoderStructure":
-        """Read what `to_json` gave."""
+        """Read what `to_json` returned."""
         branches = tuple(
             Branch(**{**item, "columns": tuple(item["columns"])}) for item in record["branches"]
         )

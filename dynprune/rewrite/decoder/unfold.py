@@ -22,7 +22,7 @@ _UNTRAINED = 1e-6
 
 @torch.no_grad()
 def unfold(folded: FoldedDecoder) -> nn.Module:
-    """Give the source back, changed in place where the fold was trained.
+    """Return the source back, changed in place where the fold was trained.
 
     An untrained fold leaves the source's bits alone. A trained weight ``W_i`` is factorised
     exactly, ``W_i = U S V^T = (U S^1/2)(S^1/2 V^T) = F_i L_i``, which fits since the source's

@@ -126,7 +126,7 @@ def norms(program: ExportedProgram) -> list[fx.Node]:
 
 
 def means_at_every_call(program: ExportedProgram) -> list[fx.Node]:
-    """Give what a mean is subtracted from at every call."""
+    """Return what a mean is subtracted from at every call."""
     differences = [node for node in program.graph.nodes if node.target == ATEN.sub.Tensor]
     return [node for node in differences if depends_on_input(node)]
 

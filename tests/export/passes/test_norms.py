@@ -144,6 +144,6 @@ def norms(program: ExportedProgram) -> list[str]:
 
 
 def readers_of_rows(program: ExportedProgram) -> list[fx.Node]:
-    """Give the linears whose weight was chosen, a squeeze before them."""
+    """Return the linears whose weight was chosen, a squeeze before them."""
     linears = found(program, ATEN.linear.default)
     return [node for node in linears if node.args[1].target == ATEN.squeeze.dim]

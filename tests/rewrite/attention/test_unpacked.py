@@ -35,7 +35,7 @@ def padding(span):
 
 
 def pair(**options):
-    """Give an attention with random biases, and its unpacked form."""
+    """Return an attention with random biases, and its unpacked form."""
     torch.manual_seed(0)
     packed = nn.MultiheadAttention(16, 4, **options).eval()
     for parameter in packed.parameters():
