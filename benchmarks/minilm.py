@@ -33,7 +33,7 @@ from dynprune.data.text import TextBatches, TextData, load_tokenizer, open_text
 from dynprune.distill import TrainingPlan, train
 from dynprune.errors import InputError
 from dynprune.example import Example
-from dynprune.gate import gates, set_execution
+from dynprune.gate import gates, recording, set_execution
 from dynprune.measure.executed import executed
 from dynprune.models import LoadedModel, load_model
 from dynprune.pipeline import apply_recipe
@@ -82,9 +82,10 @@ def overlap(model: nn.Module, calls: Sequence[Example]) -> float:
     masks: dict[str, list[Tensor]] = {name: [] for name in gates(model)}
     with torch.no_grad():
         for call in calls:
-            call.run(model)
-            for name, gate in gates(model).items():
-                masks[name].append(gate.mask[0])
+            with recording() as seen:
+                call.run(model)
+            for name, (found,) in seen.items():
+                masks[name].append(found.selection.keep[0])
     shares = [
         float((a * b).sum() / a.sum())
         for found in masks.values()

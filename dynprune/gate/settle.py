@@ -33,7 +33,7 @@ def settle(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
     now = {plan.group.name: plan for plan in gated(plans)}
     if before.keys() != now.keys() or not all(_alike(before[n], now[n]) for n in now):
         known = {name: gate.state_dict() for name, gate in gates(model).items()}
-        remove(model)
+        remove(model, untrained=True)
         record = inject(model, plans, seed=seed)
         for name, gate in gates(model).items():
             if name in known:

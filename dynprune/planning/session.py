@@ -80,14 +80,14 @@ def gate_in_one_pass(
     _demand_gates(model, name)
     if aims.fixes:
         proven = attached(model).plans
-        remove(model)
+        remove(model, untrained=True)
         inject(model, only_fixable(model, proven), seed=seed)
         _demand_gates(model, name)
     savings: Savings | None = None
     spreads = aims.spreads and _has(calls)
     if aims.saves_time:
         plans: Sequence[GroupPlan] = attached(model).plans
-        remove(model)
+        remove(model, untrained=True)
         plans = choose_by_latency(model, example, plans)
         savings = SavedTime(model, example, plans) if spreads else None
         inject(model, plans, seed=seed)
@@ -125,7 +125,7 @@ def _spread(
     if aims.informed:
         settle(model, plans, seed=seed)
         return
-    remove(model)  # what was learnt served the choice alone
+    remove(model, untrained=True)  # what was learnt served the choice alone
     inject(model, plans, seed=seed)
     start_from_weights(model)
 

@@ -25,7 +25,10 @@ def made(name: str, **config):
 
 def equal(model: nn.Module, other: nn.Module) -> bool:
     mine, others = model.state_dict(), other.state_dict()
-    return mine.keys() == others.keys() and all(torch.equal(mine[k], others[k]) for k in mine)
+    # Weights lie otherwise in memory where gates stood before, so that sums round otherwise.
+    return mine.keys() == others.keys() and all(
+        torch.allclose(mine[k], others[k], rtol=1e-4, atol=1e-5) for k in mine
+    )
 
 
 @pytest.mark.parametrize("name", ["segformer", "vit", "torch_encoder"])
