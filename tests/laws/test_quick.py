@@ -11,7 +11,6 @@ from dynprune.errors import LawError
 from dynprune.example import Example
 from dynprune.gate import DynamicLinear, is_gated
 from dynprune.laws import broken_laws, note_dense
-from dynprune.pipeline import apply as pipeline
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_a_gated_model_that_breaks_a_law_is_not_handed_out(dense, monkeypatch):
         reader = next(m for m in model.modules() if isinstance(m, DynamicLinear) and m.reads)
         model.spoiled = reader.register_forward_hook(lambda _, args, output: output + 1.0)
 
-    monkeypatch.setattr(pipeline, "start_from_weights", spoil)
+    monkeypatch.setattr("dynprune.planning.session.start_from_weights", spoil)
     with pytest.raises(LawError, match=r"would be wrong, so it is not kept: .*nothing skipped"):
         dynprune.apply(dense, EXAMPLE, "any")
     dense.spoiled.remove()
