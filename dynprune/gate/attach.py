@@ -160,30 +160,28 @@ def _proven(
     Means of skipped neurons are of no use afterwards.
     """
     plans = candidates.plans
-    with at_inference(model) as kept:
-        inject(model, plans, seed=seed)
-        try:
-            return _verified(model, plans, example, candidates.calls)
-        except Exception as error:  # of the host's own code, on layers that it does not know
-            reraise_ours(error)
-            logger.debug("Verification fails: %s", error, exc_info=True)
-        remove(model, untrained=True)
-        kept.put_back()
-        plans = those_that_run(model, plans, example)
-        inject(model, plans, seed=seed)
+    inject(model, plans, seed=seed)  # not on trial: that would put lists of layers back at its end
+    try:
         return _verified(model, plans, example, candidates.calls)
+    except Exception as error:  # of the host's own code, on layers that it does not know
+        reraise_ours(error)
+        logger.debug("Verification fails: %s", error, exc_info=True)
+    remove(model, untrained=True)
+    with at_inference(model):
+        plans = those_that_run(model, plans, example)
+    inject(model, plans, seed=seed)
+    return _verified(model, plans, example, candidates.calls)
 
 
 def _verified(
     model: nn.Module, plans: Sequence[GroupPlan], example: Example, calls: Mapping[str, int]
 ) -> list[GroupPlan]:
-    for gate in gates(model).values():
-        gate.set_prune_ratio(0.0)
-    faults = padding_faults(model, example)
-    return [
-        _worth_it(plan, faults.get(plan.group.name))
-        for plan in verify(model, plans, example, calls)
-    ]
+    with at_inference(model):
+        for gate in gates(model).values():
+            gate.set_prune_ratio(0.0)
+        faults = padding_faults(model, example)
+        verified = verify(model, plans, example, calls)
+    return [_worth_it(plan, faults.get(plan.group.name)) for plan in verified]
 
 
 def _first_plan(

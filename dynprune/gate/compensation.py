@@ -1,6 +1,6 @@
 """The means of skipped neurons, as a constant of what reads them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +9,18 @@ from torch import Tensor, nn
 from dynprune.gate.attachment import gates
 from dynprune.gate.binding import spread
 from dynprune.gate.linear import DynamicLinear
+from dynprune.gate.neuron_gate import NeuronGate
 
 __all__ = ["fold_means", "settle_means"]
 
 _SUMS = 4  # roundings: of weights, of means, of the offset and of the sum that it is held against
 
 
-def fold_means(model: nn.Module, layers: Iterable[nn.Module] | None = None) -> None:
+def fold_means(
+    model: nn.Module,
+    layers: Iterable[nn.Module] | None = None,
+    known: Mapping[str, NeuronGate] | None = None,
+) -> None:
     r"""Set the offset of every consumer to :math:`W_2 \mu`, in place.
 
     To be called whenever means were set. A model with nothing skipped then computes the dense
@@ -24,9 +29,10 @@ def fold_means(model: nn.Module, layers: Iterable[nn.Module] | None = None) -> N
     Args:
         model: gated.
         layers: the consumers whose means were set; all of them where None.
+        known: the gates of the model; looked for where None.
     """
     with torch.no_grad():
-        for layer, offset in _offsets(model, layers).items():
+        for layer, offset in _offsets(model, layers, known).items():
             assert layer.offset is not None
             layer.offset.copy_(offset)
 
@@ -54,10 +60,15 @@ def settle_means(model: nn.Module) -> None:
 
 
 def _offsets(
-    model: nn.Module, layers: Iterable[nn.Module] | None = None, *, of_sizes: bool = False
+    model: nn.Module,
+    layers: Iterable[nn.Module] | None = None,
+    known: Mapping[str, NeuronGate] | None = None,
+    *,
+    of_sizes: bool = False,
 ) -> dict[DynamicLinear, Tensor]:
     r"""Return :math:`W \mu`, or :math:`|W| |\mu|`, for every layer that has an offset, or some."""
-    means = {gate.members: gate.mean for gate in gates(model).values()}
+    every = gates(model) if known is None else known
+    means = {gate.members: gate.mean for gate in every.values()}
     found = {}
     for layer in model.modules() if layers is None else layers:
         if not isinstance(layer, DynamicLinear) or layer.offset is None:

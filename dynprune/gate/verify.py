@@ -18,6 +18,7 @@ from dynprune.gate.config import Execution
 from dynprune.gate.execution import set_execution
 from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
+from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, HeadAttribute, gated
 from dynprune.gate.selection import GateOutput
 from dynprune.gate.units import Unit, fewer_tokens, units_of
@@ -62,6 +63,7 @@ def verify(
         One plan for each given, in the same order.
     """
     settled: dict[str, GroupPlan] = {}
+    every = gates(model)  # looked for once: a model has many modules
     waiting: dict[nn.Module, list[Unit]] = {}
     for unit in units_of(plans, calls):
         waiting.setdefault(model.get_submodule(unit.module), []).append(unit)
@@ -74,7 +76,7 @@ def verify(
         busy = True
         try:
             for unit in waiting.pop(module, []):
-                trial = _Trial(model, module, unit.plans, args, kwargs)
+                trial = _Trial(model, module, unit.plans, every, (args, dict(kwargs)))
                 for plan in trial.settle():
                     settled[plan.group.name] = plan
         finally:
@@ -105,15 +107,14 @@ class _Trial:
         model: nn.Module,
         module: nn.Module,
         plans: Sequence[GroupPlan],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        every: Mapping[str, NeuronGate],
+        call: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> None:
         self.model, self.module, self.plans = model, module, list(plans)
-        self.call = (args, dict(kwargs))
+        self.call = call
         self.own = Snapshot(module)
         self.tolerance = 0.0
         self.reference: list[Tensor | None] = []
-        every = gates(model)
         scope = next(iter(every.values())).members.scope
         self.around = scope.current()
         self.gates = {plan.group.name: every[plan.group.name] for plan in plans}
@@ -128,7 +129,7 @@ class _Trial:
             if gate.mean is not None:  # stays inside the trial: the gates are made anew after it
                 gate.mean.copy_(torch.rand(gate.neurons, generator=generator).to(like) - 0.5)
             gate.set_prune_ratio(TRIAL_RATIO if gate.width > 1 else 0.0)
-        fold_means(model, self._readers())
+        fold_means(model, self._readers(), every)
 
     def settle(self) -> list[GroupPlan]:
         """Return the plans with the modes that proved right."""

@@ -25,20 +25,23 @@ _WAYS: tuple[Ids, ...] = ("turned", "columns", "kept")
 
 
 def cut(example: Example) -> Example:
-    """Return the call with pictures of at most 128 pixels a side, and long ids cut to 32."""
+    """Return the call with pictures of at most 128 pixels a side, and long ids cut to 32.
+
+    Masks are cut with the ids beside them. Where padding stands first, or where several pieces lie
+    in one row, sequences stay whole.
+    """
     ids = [t for t in example.tensors if t.dim() == 2 and not t.is_floating_point()]
     length = max((t.shape[1] for t in ids), default=0)
-    masks = [t for t in ids if t.dtype == torch.bool or int(t.max()) <= 1]
-    hidden = any(not bool(m[:, :SHORT].any(1).all()) for m in masks)  # padding stands first
+    masks = [t for t in ids if t.numel() and (t.dtype == torch.bool or int(t.max()) <= 1)]
+    hidden = any(not bool(m[:, :SHORT].any(1).all()) for m in masks)
+    shortens = length >= 2 * SHORT and not hidden and packing(example) is None
 
     def corner(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if leaf.dim() == 4 and leaf.is_floating_point() and max(leaf.shape[-2:]) > SMALL:
             return leaf[..., :SMALL, :SMALL]
-        if leaf.dim() == 2 and leaf.shape[1] == length >= 2 * SHORT and not hidden:
-            return leaf[:, :SHORT]
-        return leaf
+        return leaf[:, :SHORT] if shortens and leaf.shape[1:] == (length,) else leaf
 
     return Example(*pytree.tree_map(corner, (example.args, dict(example.kwargs))))
 

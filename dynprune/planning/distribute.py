@@ -19,7 +19,7 @@ from dynprune.host.failures import reraise_ours
 from dynprune.host.modes import at_inference
 from dynprune.host.outputs import close, tensors_of
 from dynprune.host.replay import record
-from dynprune.host.trial import trial
+from dynprune.host.trial import Snapshot
 from dynprune.measure.macs import analytic
 from dynprune.measure.moments import dense_function
 
@@ -280,20 +280,25 @@ def _effects(
     replays = [True] * len(parts)
     with at_inference(model), dense_function(model):
         curves = [_curve(here) for here in gated]
+        own = Snapshot(model)
         for call in calls:
-            with trial(model):
-                output, recording = record(model, partial(call.run, model), but=DynamicLinear)
+            output, recording = record(model, partial(call.run, model), but=DynamicLinear)
+            own.put_back()
             dense = _tensors(output)
             for place, (part, here, curve) in enumerate(zip(parts, gated, curves, strict=True)):
                 names = {name for plan in part for name in plan.group.modules}
-                with recording.until(names if replays[place] else ()):
-                    if call is calls[0] and not _repeats(model, call, dense):
-                        replays[place] = False
-                with recording.until(names if replays[place] else ()):
-                    for level, ratio in enumerate(curve.levels):
-                        if ratio is not None:
-                            _set(here, ratio)
-                            curve.errors[level] += _error(_output(model, call), dense)
+                if call is calls[0]:
+                    with recording.until(names):
+                        replays[place] = _repeats(model, call, dense)
+                    own.put_back()  # not before: it would end the replay
+                for level, ratio in enumerate(curve.levels):
+                    if ratio is None:
+                        continue
+                    _set(here, ratio)
+                    with recording.until(names if replays[place] else ()):
+                        pruned = _tensors(call.run(model))
+                    own.put_back()
+                    curve.errors[level] += _error(pruned, dense)
                 _set(here, 0.0)
     found = []
     for part, curve in zip(parts, curves, strict=True):
@@ -316,16 +321,10 @@ def _curve(here: Sequence[NeuronGate]) -> _Curve:
     return curve
 
 
-def _output(model: nn.Module, call: Example) -> list[Tensor]:
-    """Run one call from the model's own state."""
-    with trial(model):
-        return _tensors(call.run(model))
-
-
 def _repeats(model: nn.Module, call: Example, dense: Sequence[Tensor]) -> bool:
     """Whether a call that reuses what was recorded gives the output that it gave."""
     try:
-        return close(_output(model, call), dense)
+        return close(_tensors(call.run(model)), dense)
     except Exception as error:  # the host's own code, where modules of it do not run
         reraise_ours(error)
         logger.debug("What ran before cannot be reused: %s", error)

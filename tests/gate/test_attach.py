@@ -128,3 +128,27 @@ def planned_again(gated):
     groups = find_groups(gated, CALL).groups
     gate_model(gated, CALL, groups, {group.name: GateConfig(align=1) for group in groups})
     return plans
+
+
+class Listed(nn.Module):
+    """A hidden layer whose layers its code takes from a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+        self.layers = [self.up, self.down]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers[1](torch.relu(self.layers[0](x)))
+
+
+def test_a_model_that_takes_its_layers_from_a_list_runs_the_gated_ones_and_then_its_own():
+    model, call = Listed().eval(), Example((torch.randn(2, 5, 16),))
+    before = list(model.layers)
+    groups = find_groups(model, call).groups
+    gate_model(model, call, groups, {group.name: GateConfig() for group in groups})
+    assert gates(model)
+    assert [type(layer).__name__ for layer in model.layers] == ["DynamicLinear"] * 2
+    assert model.layers[1].weight.stride() == (1, 16)  # by column, as compact runs gather it
+    remove(model)
+    assert all(a is b for a, b in zip(model.layers, before, strict=True))
