@@ -70,3 +70,28 @@ def test_a_gated_model_that_breaks_a_law_is_not_handed_out(dense, monkeypatch):
     assert not is_gated(dense)
     after = dense.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_model_that_runs_past_its_gates_is_not_handed_out(monkeypatch):
+    """It is the dense model, so that no law of equality tells."""
+    keeper = Keeping().eval()
+    plain = (keeper.up, keeper.down)
+
+    def past_its_gates(model):
+        model.layers = list(plain)
+
+    monkeypatch.setattr("dynprune.planning.session.start_from_weights", past_its_gates)
+    with pytest.raises(LawError, match="every gate takes part: that of up never ran"):
+        dynprune.apply(keeper, Example((torch.randn(2, 5, 16),)), "any")
+
+
+class Keeping(nn.Module):
+    """A hidden layer whose layers its code takes from a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+        self.layers = [self.up, self.down]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers[1](torch.relu(self.layers[0](x)))
