@@ -1,8 +1,8 @@
 """Measure what planning costs: processor seconds and peak memory of `inspect` and `apply`.
 
-Every case runs in a process of its own, with one thread: processor seconds (user and system) of the
-call alone, wherever other work takes the cores meanwhile, and how far resident memory rose above
-what stood there before the call, which is the weights, the inputs and the libraries. Weights are
+Every case runs in a process of its own, with one thread, after a call on a tiny model that imports
+what is needed: processor seconds (user and system) of the call, and how far resident memory rose
+above what stood there before it, which is the weights, the inputs and the libraries. Weights are
 random, but for SegFormer-B0, which is trained and calibrated on pictures.
 
     python benchmarks/planning.py                       # all cases: docs/results/planning.json, .md
@@ -150,6 +150,8 @@ def measured(name: str, shared: Path) -> dict[str, float]:
             gated = dynprune.apply(model, pictures[0], recipe, calibration=pictures)
             return tuple(vars(gated)["_dynprune"].plans)
 
+    small = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 8))
+    dynprune.inspect(small.eval(), torch.randn(2, 8))  # what is imported on the way is no planning
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -187,8 +189,10 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]], before: str) ->
         "",
         "Processor seconds (user and system, one thread) and the peak of resident memory beside",
         "what stood there before the call, by `python benchmarks/planning.py`, a process a case.",
-        f"*Before* is {before}. Weights are random, but for SegFormer-B0, which is calibrated on",
-        f"{PICTURES} pictures of 480x360 pixels. Groups: gated, of them compact, of all found.",
+        f"*Before* is {before}.",
+        f"Weights are random, but for SegFormer-B0, calibrated on {PICTURES} pictures of 480x360.",
+        "Groups: gated, of them compact, of all found. Other work ran on the machine meanwhile:",
+        "seconds of one case differ by up to a third from run to run, and peaks by some 300 MB.",
         "",
         "| call | weights, MB | groups | seconds before | seconds | peak before, MB | peak, MB |",
         "|---|--:|--:|--:|--:|--:|--:|",
