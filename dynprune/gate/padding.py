@@ -169,6 +169,10 @@ def real_tokens(mask: PaddingMask) -> Tensor | None:
         # Ones and zeros where there is a one, else zeros and large negative numbers.
         return torch.where((tensor > 0).any(), tensor > 0, tensor > _HIDDEN)
     if tensor.dim() == 4 or (tensor.dim() == 3 and mask.name.endswith("attention_mask")):
-        seen = tensor > _HIDDEN if tensor.is_floating_point() else tensor != 0
+        if not tensor.is_floating_point():
+            return (tensor != 0).flatten(1, -2).any(1)
+        # Ones and zeros, as some models multiply by; else numbers that are added to scores.
+        binary = ((tensor == 0) | (tensor == 1)).all() & (tensor == 1).any()
+        seen = torch.where(binary, tensor == 1, tensor > _HIDDEN)
         return seen.flatten(1, -2).any(1)
     return None

@@ -111,7 +111,9 @@ def observe(
 
     def embedded(_: nn.Module, args: Any, output: Any) -> Any:
         place = len(seen.looked_up)
-        seen.looked_up.append(args[0].detach().clone() if args else torch.empty(0))
+        ids = args[0] if args else None  # some embed a size and not ids
+        known = ids.detach().clone() if isinstance(ids, Tensor) else torch.empty(0)
+        seen.looked_up.append(known)
         return shift(output) if shift is not None and shift.lookup == place else output
 
     handles = [

@@ -147,3 +147,17 @@ def test_of_torch_s_own_modules_padding_masks_alone_count():
     given = {"src_mask": mask, "src_key_padding_mask": mask, "attn_mask": mask}
     found = masks_of((), given, Parameters((), padding_alone=True))
     assert [m.name for m in found.own] == ["src_key_padding_mask"]
+
+
+@pytest.mark.parametrize("hidden", [0.0, -1e4])
+def test_four_axes_of_numbers_are_read_as_factors_or_as_terms(hidden):
+    """DeBERTa multiplies by ones and zeros (B, 1, T, T); others add zeros and large negatives."""
+    real = torch.tensor([[1, 1, 1], [1, 0, 0]], dtype=torch.bool)
+    shown = 1.0 if hidden == 0.0 else 0.0
+    both = real[:, None, :, None] & real[:, None, None, :]
+    mask = torch.where(both, shown, hidden)
+    assert torch.equal(real_tokens(PaddingMask("attention_mask", mask)), real)
+
+
+def test_four_axes_of_zeros_hide_nothing():
+    assert bool(real_tokens(PaddingMask("attention_mask", torch.zeros(2, 1, 3, 3))).all())
