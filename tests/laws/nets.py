@@ -156,11 +156,11 @@ class PartWrong(Net):
         self.head = Knowing(nn.Linear(16, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
 
     def forward(self, *args, **kwargs):
-        before, self.head.inside = self.head.inside, True
+        before, self.head.inside.whole = self.head.inside.whole, True
         try:
             return super().forward(*args, **kwargs)
         finally:
-            self.head.inside = before
+            self.head.inside.whole = before
 
 
 class PartSound(PartWrong):
@@ -168,14 +168,27 @@ class PartSound(PartWrong):
 
     def __init__(self) -> None:
         super().__init__()
-        self.head.always = self.head.inside = True
+        self.head.always = True
+
+
+class Inside(threading.local):
+    """Whether the whole model runs, for each thread: one thread's call is no other's."""
+
+    whole = False
+
+    def __deepcopy__(self, memo):
+        return Inside()
 
 
 class Knowing(nn.Sequential):
-    inside = always = False
+    always = False
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.inside = Inside()
 
     def forward(self, x):
-        return super().forward(x) + (0.0 if self.inside else 1.0)
+        return super().forward(x) + (0.0 if self.always or self.inside.whole else 1.0)
 
 
 class HookWrong(Net):
