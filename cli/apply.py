@@ -103,7 +103,7 @@ def run(
         check_data(data, split)
     loaded = load_subject(model, followed, weights=weights, size=size, device=place)
     from dynprune import pipeline
-    from dynprune.gate import attached, gates, is_gated
+    from dynprune.gate import is_gated
     from dynprune.models.storage import save
 
     if is_gated(loaded.module):
@@ -124,25 +124,34 @@ def run(
         calls = pipeline.calibration_calls(pictures, followed, rules.preprocessing, device=place)
     gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
     save(gated, target, overwrite=overwrite)
-    if not is_gated(gated):
-        terminal.result(
-            *fixed_result(gated, followed.name, target, calibrated=pictures is not None)
-        )
-        return
-    modes = Counter(plan.mode for plan in attached(gated).plans)
-    kept = {name: gate.keep_ratio for name, gate in gates(gated).items()}
-    mean_kept = sum(kept.values()) / len(kept)
+    result = gated_result if is_gated(gated) else fixed_result
+    document, line = result(gated, followed.name, target, calibrated=data is not None)
+    terminal.result({**document, **(read or {})}, line)
+    if data is not None and is_gated(gated):
+        terminal.next(f"dynprune check {target} --data {data}")
+    else:
+        terminal.next(f"dynprune report flops {target}")
+
+
+def gated_result(
+    model: "nn.Module", recipe: str, target: Path, *, calibrated: bool
+) -> tuple[dict[str, object], str]:
+    """Say how many groups are gated, and how many of their neurons are kept."""
+    from dynprune.gate import attached, gates
+
+    modes = Counter(plan.mode for plan in attached(model).plans)
+    kept = [gate.keep_ratio for gate in gates(model).values()]
     counts = ", ".join(f"{count} {mode}" for mode, count in modes.items())
-    terminal.result(
-        {
-            "output": str(target),
-            "recipe": followed.name,
-            "modes": dict(modes),
-            "keep_ratio": mean_kept,
-            "calibrated": data is not None,
-            **(read or {}),
-        },
-        f"{target}: {sum(modes.values())} groups ({counts}), {mean_kept:.0%} of neurons kept",
+    document = {
+        "output": str(target),
+        "recipe": recipe,
+        "modes": dict(modes),
+        "keep_ratio": sum(kept) / len(kept),
+        "calibrated": calibrated,
+    }
+    return document, (
+        f"{target}: {sum(modes.values())} groups ({counts}), "
+        f"{document['keep_ratio']:.0%} of neurons kept"
     )
 
 

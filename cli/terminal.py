@@ -64,6 +64,10 @@ class Terminal:
         if not self.quiet:
             self.err.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
+    def next(self, command: str) -> None:
+        """Tell which command comes next."""
+        self.note(f"next: {command}")
+
     def error(self, message: str) -> None:
         """Tell what went wrong."""
         self.err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
