@@ -109,7 +109,8 @@ def run(
     if is_gated(loaded.module):
         raise UsageError(f"{loaded.name} is gated already; apply a recipe to its dense model")
     if dry_run:
-        found = pipeline.inspect_model(loaded, followed)
+        with terminal.working():
+            found = pipeline.inspect_model(loaded, followed)
         terminal.result(
             {"output": str(target), "dry_run": True, **found.to_json()},
             groups_table(found),
@@ -122,7 +123,8 @@ def run(
         read = {"preprocessing": rules.to_json()}
         pictures = open_dataset(data, split, values=rules.values)
         calls = pipeline.calibration_calls(pictures, followed, rules.preprocessing, device=place)
-    gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
+    with terminal.working():
+        gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
     save(gated, target, overwrite=overwrite)
     result = gated_result if is_gated(gated) else fixed_result
     document, line = result(gated, followed.name, target, calibrated=data is not None)

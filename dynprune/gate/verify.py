@@ -26,6 +26,7 @@ from dynprune.host.arguments import copied, with_noise
 from dynprune.host.chance import seeded
 from dynprune.host.failures import first_line, reraise_ours
 from dynprune.host.outputs import TOLERANCE, Results, close, tensors_of
+from dynprune.host.progress import report_progress
 from dynprune.host.trial import Snapshot
 
 __all__ = ["verify"]
@@ -67,6 +68,7 @@ def verify(
     waiting: dict[nn.Module, list[Unit]] = {}
     for unit in units_of(plans, calls):
         waiting.setdefault(model.get_submodule(unit.module), []).append(unit)
+    candidates = sum(len(unit.plans) for units in waiting.values() for unit in units)
     busy = False
 
     def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -77,8 +79,8 @@ def verify(
         try:
             for unit in waiting.pop(module, []):
                 trial = _Trial(model, module, unit.plans, every, (args, dict(kwargs)))
-                for plan in trial.settle():
-                    settled[plan.group.name] = plan
+                settled.update({plan.group.name: plan for plan in trial.settle()})
+                report_progress("verify", len(settled), candidates)
         finally:
             busy = False
 
