@@ -34,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Draw diagrams, lead to notebooks' pages, and name files of the checkout that are no pages."""
     folder = posixpath.dirname(page.file.src_uri)
     markdown = _NOTEBOOK.sub(r"\1.md", markdown)
