@@ -22,6 +22,7 @@ from dynprune.pipeline.check import require_laws
 from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
+from dynprune.planning.sequential import refit_in_sequence
 from dynprune.planning.session import Aims, gate_in_one_pass
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.rewrite import Rewrite, count_made, rewrite, undo
@@ -97,8 +98,12 @@ def apply_recipe(
         )
         require_laws(model, note, whole=True)
         refitted = 0
-        if calibration is not None and informed and recipe.apply.calibration.refit:
-            refitted = refit_consumers(model, calibration)  # changes what is dense
+        refit = recipe.apply.calibration.refit
+        if calibration is not None and informed and refit:  # changes what is dense
+            if refit == "sequential":
+                refitted = refit_in_sequence(model, calibration).layers
+            else:
+                refitted = refit_consumers(model, calibration)
             logger.info("Refitted %d layers that read gated neurons.", refitted)
             require_laws(model, note, whole=False)
         if fixes:
