@@ -139,7 +139,7 @@ def onnx_model(
             verbose=False,
             input_names=list(traced.names),
             output_names=[_OUTPUT],
-            custom_translation_table={torch.ops.aten._grouped_mm.default: sorted_product},
+            custom_translation_table={torch.ops.dynprune.sorted_product.default: sorted_product},
         )
         assert program is not None
         optimizer.fold_constants(program.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)

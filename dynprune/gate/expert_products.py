@@ -1,5 +1,7 @@
 """Products of instances, or of tokens, by the weight of the expert that each of them got."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +28,7 @@ def instance_product(tokens: Tensor, weight: Tensor, bias: Tensor | None, expert
     if is_grouped(tokens, weight):
         order = expert.argsort(stable=True)
         flat = tokens.index_select(0, order).view(-1, width)
-        y = sorted_product(flat, weight, ends_of(expert, len(weight)) * count)
+        y = _grouped(flat, weight, ends_of(expert, len(weight)) * count)
         y = y.view(batch, count, -1).index_select(0, order.argsort())
         return y if bias is None else y + bias.index_select(0, expert)[:, None]
     own_weight = weight.index_select(0, expert).transpose(1, 2)  # (B, in, out)
@@ -53,34 +55,81 @@ def token_product(
     if len(weight) == 1:
         return F.linear(rows, weight[0], None if bias is None else bias[0])
     near = rows.index_select(0, order)
-    if torch.compiler.is_compiling() or is_grouped(near, weight):
-        y = sorted_product(near, weight, ends_of(expert, len(weight)))
+    if is_grouped(near, weight):
+        y = _grouped(near, weight, ends_of(expert, len(weight)))
         if bias is not None:
             y = y + bias.index_select(0, expert.index_select(0, order)).to(y.dtype)
+    elif torch.compiler.is_compiling():
+        if torch.is_autocast_enabled(near.device.type):
+            dtype = torch.get_autocast_dtype(near.device.type)
+            near, weight = near.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        y = sorted_product(near, weight, bias, ends_of(expert, len(weight)))
     else:
-        counts = torch.bincount(expert, minlength=len(weight)).tolist()
-        parts = [
-            F.linear(part, weight[m], None if bias is None else bias[m])
-            for m, part in enumerate(near.split(counts))
-            if len(part)
-        ]
-        y = torch.cat(parts) if parts else near.new_zeros(0, weight.shape[1])
+        y = _one_by_one(near, weight, bias, torch.bincount(expert, minlength=len(weight)).tolist())
     return torch.empty_like(y).index_copy(0, order, y)
 
 
-def sorted_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Multiply rows that are sorted by expert, without a copy of a weight.
+def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Multiply sorted rows without a copy of a weight, and without asking a device for bounds."""
+    # torch names its grouped product so until it is stable
+    return torch._grouped_mm(rows, weight.transpose(1, 2), offs=ends.to(torch.int32))
+
+
+def _one_by_one(rows: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
+    """Multiply sorted rows, of which each expert has so many."""
+    parts = [
+        F.linear(part, weight[m], None if bias is None else bias[m])
+        for m, part in enumerate(rows.split(counts))
+        if len(part)
+    ]
+    return torch.cat(parts) if parts else rows.new_zeros(0, weight.shape[1])
+
+
+@torch.library.custom_op("dynprune::sorted_product", mutates_args=())
+def sorted_product(rows: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
+    """Multiply rows that are sorted by expert: one operator to whoever traces or compiles.
 
     Args:
         rows: (n, in).
         weight: (M, out, in).
-        ends: (M,) rows of each expert and those before it.
+        bias: (M, out), or None.
+        ends: (M,) rows of each expert and those before it, together.
 
     Shape:
         Output: (n, out)
     """
-    # torch names its grouped product so until it is stable
-    return torch._grouped_mm(rows, weight.transpose(1, 2), offs=ends.to(torch.int32))
+    y = _one_by_one(rows, weight, bias, _counts(ends))
+    return y.clone() if y is rows else y
+
+
+@sorted_product.register_fake
+def _(rows: Tensor, weight: Tensor, _bias: Tensor | None, _ends: Tensor) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[1])
+
+
+def _counts(ends: Tensor) -> list[int]:
+    whole: list[int] = ends.tolist()
+    return [end - start for start, end in zip([0, *whole], whole, strict=False)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 # torch's names
+    rows, weight, bias, ends = inputs
+    ctx.save_for_backward(rows, weight, ends)
+    ctx.has_bias = bias is not None
+
+
+def _backward(context: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    rows, weight, ends = context.saved_tensors
+    counts = _counts(ends)
+    back = _one_by_one(grad, weight.transpose(1, 2), None, counts)
+    pairs = list(zip(grad.split(counts), rows.split(counts), strict=True))
+    weights = torch.stack([g.t() @ x for g, x in pairs])
+    biases = torch.stack([g.sum(0) for g, _ in pairs]) if context.has_bias else None
+    return back, weights, biases, None
+
+
+sorted_product.register_autograd(_backward, setup_context=_keep)
 
 
 def ends_of(expert: Tensor, experts: int) -> Tensor:

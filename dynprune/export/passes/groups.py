@@ -2,28 +2,28 @@
 
 from typing import Any
 
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 __all__ = ["sorted_product"]
 
 _INT64 = 7
+_OP: Any = opset18  # its stubs know the types of tensors that are written out, not of traced ones
 
 
-def sorted_product(
-    rows: Any, weights: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None
-) -> Any:
-    """Translate torch's grouped product: rows (n, in), weights (M, in, out), ends (M,) to (n, out).
+def sorted_product(rows: Any, weight: Any, bias: Any, ends: Any) -> Any:
+    """Translate `dynprune.gate.expert_products.sorted_product`.
 
     Every expert's weight is a constant of a product of its own. How many rows it gets is only known
     when the file runs.
     """
-    assert offs is not None and bias is None and out_dtype is None
-    ends = op.Cast(offs, to=_INT64)
-    axis = op.Constant(value_ints=[0])
+    ends = _OP.Cast(ends, to=_INT64)
+    axis = _OP.Constant(value_ints=[0])
     start, parts = axis, []
-    for m in range(weights.shape[0]):
-        end = op.Gather(ends, op.Constant(value_ints=[m]), axis=0)  # (1,)
-        weight = op.Gather(weights, op.Constant(value_int=m), axis=0)  # folded: weights are fixed
-        parts.append(op.MatMul(op.Slice(rows, start, end, axis), weight))
+    for m in range(weight.shape[0]):
+        end = _OP.Gather(ends, _OP.Constant(value_ints=[m]), axis=0)  # (1,)
+        one = _OP.Constant(value_int=m)
+        own = _OP.Transpose(_OP.Gather(weight, one, axis=0), perm=[1, 0])  # folded: it is fixed
+        part = _OP.MatMul(_OP.Slice(rows, start, end, axis), own)
+        parts.append(part if bias is None else _OP.Add(part, _OP.Gather(bias, one, axis=0)))
         start = end
-    return op.Concat(*parts, axis=0)
+    return _OP.Concat(*parts, axis=0)
