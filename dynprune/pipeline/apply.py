@@ -23,6 +23,7 @@ from dynprune.pipeline.experts import ExpertPlan, plan_experts, record_of_choice
 from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
+from dynprune.planning.sequential import refit_in_sequence
 from dynprune.planning.session import Aims, gate_in_one_pass
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.rewrite import Rewrite, count_made, rewrite, undo
@@ -99,17 +100,20 @@ def apply_recipe(
             seed=recipe.runtime.seed,
         )
         require_laws(model, note, whole=True)
-        plan = ExpertPlan({}, ())
+        plan = ExpertPlan()
         if choose in ("experts", "auto"):
             plan = plan_experts(model, loaded.example, recipe.apply.gate, calibration)
         refitted = 0
-        refits = recipe.apply.calibration.refit or bool(plan.bought)
-        if calibration is not None and informed and refits:
-            refitted = refit_consumers(model, calibration)  # changes what is dense
+        refit = recipe.apply.calibration.refit or bool(plan.bought)
+        if calibration is not None and informed and refit:  # changes what is dense
+            if refit == "sequential":
+                refitted = refit_in_sequence(model, calibration, seats=plan.seats).layers
+            else:
+                refitted = refit_consumers(model, calibration)
             logger.info("Refitted %d layers that read gated neurons.", refitted)
             require_laws(model, note, whole=False)
         if fixes:
-            rewrites += put_forms(model, loaded.example, plan.experts)[0]
+            rewrites += put_forms(model, loaded.example, plan.settled())[0]
             rewrites += record_of_choice(plan.bought)
     except BaseException:
         _take_back(model, made, untrained=True)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from dynprune.gate.router import Grain
 from dynprune.host.modes import at_inference
 from dynprune.measure.moments import dense_function
 from dynprune.planning.expert_choice import Bought, choose_counts
-from dynprune.planning.experts import draft_of, fit_experts
+from dynprune.planning.expert_seats import ExpertSeat
+from dynprune.planning.experts import draft_experts, draft_of
 from dynprune.planning.grain import settle_grains
 from dynprune.recipe.pruning import Gate
 from dynprune.rewrite import Rewrite
@@ -36,10 +37,16 @@ class ExpertPlan:
     Attributes:
         experts: group name -> its experts; the other groups are fixed.
         bought: one a group, with the reason.
+        seats: of the groups with experts, whose consumers may be fitted further, in sequence.
     """
 
-    experts: dict[str, Experts]
-    bought: tuple[Bought, ...]
+    experts: dict[str, Experts] = field(default_factory=dict)
+    bought: tuple[Bought, ...] = ()
+    seats: tuple[ExpertSeat, ...] = ()
+
+    def settled(self) -> dict[str, Experts]:
+        """Return the experts with the consumers that they have by now."""
+        return {**self.experts, **{s.plan.group.name: s.draft.experts() for s in self.seats}}
 
 
 def plan_experts(
@@ -80,10 +87,13 @@ def plan_experts(
         bought = [_asked(plan, grains[plan.group.name], count) for plan in able]
     counts = {one.name: one.experts for one in bought if one.experts > 1}
     chosen = [plan for plan in able if plan.group.name in counts]
+    seats: list[ExpertSeat] = []
     if calls is None:
         experts = {p.group.name: _random(model, p, counts, grains) for p in chosen}
     else:
-        experts = fit_experts(model, chosen, calls, experts=counts, grains=grains) if chosen else {}
+        drafts = draft_experts(model, chosen, calls, experts=counts, grains=grains)
+        experts = {plan.group.name: draft.experts() for plan, draft in drafts.items()}
+        seats = [ExpertSeat(plan, d) for plan, d in drafts.items() if len(d.index) > 1]
     alone = {name for name, own in experts.items() if len(own.index) == 1}
     told = {one.name: one for one in bought if one.name not in alone}
     reasons |= dict.fromkeys(alone, "all inputs are alike to its router")
@@ -94,6 +104,7 @@ def plan_experts(
             or Bought(p.group.name, None, 1, None, None, 0, reasons.get(p.group.name, ""))
             for p in plans
         ),
+        tuple(seats),
     )
 
 

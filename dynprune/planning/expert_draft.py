@@ -120,13 +120,18 @@ class GroupDraft:
         self._second = self._first.clone()
         self._count = torch.zeros(size[0], dtype=torch.float64, device=seen.device)
 
+    def _clusters(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the cluster of every token, (B, T)."""
+        features = self._features(tokens, None if self.grain == "token" else real)
+        found = nearest_of(features * self.scale, self.centres * self.scale)
+        if self.grain == "token":
+            return found.view(tokens.shape[:2])
+        return found[:, None].expand(tokens.shape[:2])
+
     def assigned(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the cluster of every token that counts: (n,) of (B, T, C)."""
-        found = nearest_of(self._features(tokens, real) * self.scale, self.centres * self.scale)
-        if self.grain == "token":
-            return found
-        every = found[:, None].expand(tokens.shape[:2])
-        return every[real] if real is not None else every.flatten()
+        every = self._clusters(tokens, real)
+        return every.flatten() if real is None else every[real]
 
     def measure(self, tokens: Tensor, hidden: Tensor, real: Tensor | None = None) -> None:
         """Add up the neurons' moments: hidden is (B, T, neurons) at the consumers' input."""
@@ -178,8 +183,23 @@ class GroupDraft:
 
     def solve(self, *, ridge: float = RIDGE) -> None:
         """Fit the consumers to all that was added."""
-        self.readers = {name: self._reader(name, ridge) for name in self.consumers}
-        self._sums = {}
+        for name in self.consumers:
+            self.solve_one(name, ridge=ridge)
+
+    def solve_one(self, name: str, *, ridge: float = RIDGE) -> None:
+        """Fit one consumer to all that was added for it."""
+        self.readers[name] = self._reader(name, ridge)
+        del self._sums[name]
+
+    def make(self, name: str, tokens: Tensor, hidden: Tensor, real: Tensor | None) -> Tensor:
+        """Return what one fitted consumer makes (B, T, out) of all neurons (B, T, neurons)."""
+        cluster, reader = self._clusters(tokens, real), self.readers[name]
+        y = hidden.new_empty(*hidden.shape[:2], reader.bias.shape[1])
+        for m, index in enumerate(self.index):
+            own = cluster == m
+            z = hidden[own][:, index.to(hidden.device)]
+            y[own] = torch.nn.functional.linear(z, reader.weight[m].to(z), reader.bias[m].to(z))
+        return y
 
     def experts(self) -> Experts:
         """Return what was fitted."""

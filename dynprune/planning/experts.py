@@ -27,6 +27,7 @@ from dynprune.planning.grain import has_channels_first
 
 __all__ = [
     "add_dense",
+    "draft_experts",
     "draft_of",
     "fit_drafts",
     "fit_experts",
@@ -70,6 +71,20 @@ def fit_experts(
     Raises:
         UsageError: ``calls`` is empty, or there is less than one expert.
     """
+    drafts = draft_experts(model, plans, calls, experts=experts, grains=grains, ridge=ridge)
+    return {plan.group.name: draft.experts() for plan, draft in drafts.items()}
+
+
+def draft_experts(
+    model: nn.Module,
+    plans: Sequence[GroupPlan],
+    calls: Sequence[Example],
+    *,
+    experts: int | Mapping[str, int] = 4,
+    grains: Mapping[str, Grain] | None = None,
+    ridge: float = RIDGE,
+) -> dict[GroupPlan, GroupDraft]:
+    """Do as `fit_experts` does, and return the drafts, which may be fitted further."""
     grains = grains or {}
     drafts: dict[GroupPlan, GroupDraft] = {}
     for plan in plans:
@@ -81,7 +96,7 @@ def fit_experts(
     if not calls:
         raise UsageError("experts are fitted to what the model does on inputs, and there is none")
     fit_drafts(model, drafts, calls, ridge=ridge)
-    return {plan.group.name: draft.experts() for plan, draft in drafts.items()}
+    return drafts
 
 
 def fit_drafts(
@@ -123,8 +138,9 @@ def draft_of(model: nn.Module, plan: GroupPlan, *, experts: int, grain: Grain) -
     for channels in plan.group.consumers:
         module = model.get_submodule(channels.module)
         bias = module._parameters.get("bias")
-        matrix = _matrix(module).detach().contiguous()
-        consumers[channels.module] = Consumer(matrix, None if bias is None else bias.detach())
+        matrix = _matrix(module).detach().clone(memory_format=torch.contiguous_format)
+        own = None if bias is None else bias.detach().clone()
+        consumers[channels.module] = Consumer(matrix, own)
     made = [model.get_submodule(c.module) for c in (*plan.group.producers, *plan.group.carriers)]
     return GroupDraft(
         consumers,

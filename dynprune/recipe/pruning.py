@@ -82,8 +82,9 @@ class Calibration(Section):
     images: NonNegativeInt = 32
     """Training pictures run through the dense model when there is data (images)."""
 
-    refit: bool = False
-    """Whether what reads the neurons is refitted to the dense output at the final prune ratio."""
+    refit: bool | Literal["sequential"] = False
+    """Whether what reads the neurons is refitted at the final prune ratio: each layer to its dense
+    output, or in sequence to the dense stream, on what the pruned layers before it really give."""
 
 
 class Apply(Section):
