@@ -36,10 +36,10 @@ __all__ = [
     "attached",
     "gate_parameters",
     "gates",
-    "hosts_of",
     "inject",
     "is_gated",
     "remove",
+    "whole_group_modules",
 ]
 
 
@@ -92,7 +92,7 @@ def _put_in(model: nn.Module, record: Attachment) -> None:
             record.strides.append((new.weight, new.weight.stride()))
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
-    for path in hosts_of(gated(plans)):
+    for path in whole_group_modules(gated(plans)):
         record.scope.watch(model.get_submodule(path), path)
     by_name = gates(model)
     for plan in gated(plans):
@@ -190,7 +190,7 @@ def _build(model: nn.Module, plans: Sequence[GroupPlan], scope: Scope) -> dict[s
     return {**linears, **carriers}
 
 
-def hosts_of(plans: Sequence[GroupPlan]) -> list[str]:
+def whole_group_modules(plans: Sequence[GroupPlan]) -> list[str]:
     """Name the modules that hold whole groups, outermost first; the model itself is "".
 
     A call of any of them is complete: its gates run before what reads their neurons.
