@@ -44,8 +44,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def expanded(nav: list[Any], root: Path) -> list[Any]:
     """Return the navigation with every ``folder/`` replaced by its pages, by name.
 
-    A page that the navigation names elsewhere is not repeated. A folder may have no pages yet; pages
-    that no entry stands for are reported by mkdocs itself.
+    A page that the navigation names elsewhere is not repeated. A folder may have no pages yet;
+    pages that no entry stands for are reported by mkdocs itself.
     """
     written = set(_pages(nav))
 
