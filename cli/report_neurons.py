@@ -23,6 +23,9 @@ from .subject import check_data, choose_device, find_recipe, load_subject, pictu
 from .terminal import Terminal, table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dynprune.measure.expert_use import ExpertUseReport
     from dynprune.measure.neurons import NeuronReport
 
 
@@ -47,7 +50,8 @@ def run(
 
     Type I is always useful, II depends on the input, III is never useful. An overlap of 1 says
     that every image keeps the same neurons: such a gate is not dynamic. Pictures whose names
-    share what stands before the first _ count as one world.
+    share what stands before the first _ count as one world. Of a model with experts or fixed sets
+    the types are the plan: I is in every set, II in some, III in none.
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     bounds = parse_bounds(fail_if)
@@ -55,8 +59,10 @@ def run(
     prepare(threads, followed)
     from dynprune.data import open_dataset
     from dynprune.measure.calls import PictureCalls, spread
+    from dynprune.measure.expert_use import expert_use
     from dynprune.measure.neurons import neuron_report
     from dynprune.measure.overlap import worlds_of
+    from dynprune.models import is_fixed
 
     place = choose_device(device)
     check_data(data, split)
@@ -64,6 +70,13 @@ def run(
     rules = picture_rules(loaded, followed, terminal)
     shown = spread(open_dataset(data, split, values=rules.values), images)
     calls = PictureCalls(shown, rules.preprocessing, device=place)
+    if is_fixed(loaded.module):
+        with terminal.progress("neurons") as step:
+            used = expert_use(loaded.module, calls, progress=step)
+        record = {**used.to_json(), "preprocessing": rules.to_json()}
+        terminal.result(record, _experts(used), "", _types(used.counts, used.images))
+        check_bounds(bounds, record)
+        return
     with terminal.progress("neurons") as step:
         found = neuron_report(loaded.module, calls, worlds=worlds_of(shown.images), progress=step)
     record = {**found.to_json(), "preprocessing": rules.to_json()}
@@ -72,6 +85,29 @@ def run(
         views += ["", _worlds(found)]
     terminal.result(record, *views, "", _summary(found, f"{split} of {data}"))
     check_bounds(bounds, record)
+
+
+def _experts(used: "ExpertUseReport") -> Table:
+    """One row a group of a model with experts or fixed sets."""
+    columns = ("group", "kind", ">neurons", ">kept", ">I", ">II", ">III", "chosen by", "use")
+    rows = [
+        (
+            group.name,
+            group.kind,
+            group.neurons,
+            group.kept,
+            *group.types.values(),
+            group.grain or "-",
+            " ".join(f"{share:.0%}" for share in group.use),
+        )
+        for group in used.groups
+    ]
+    return table(*columns, rows=rows)
+
+
+def _types(counts: "Mapping[str, int]", images: int) -> str:
+    types = "  ".join(f"{name} {count}" for name, count in counts.items())
+    return f"neurons by type: {types}  images {images}"
 
 
 def _groups(found: "NeuronReport") -> Table:

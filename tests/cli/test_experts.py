@@ -123,3 +123,17 @@ def test_the_card_says_what_it_is(experts):
     card = (experts / "README.md").read_text()
     assert "gave 2 hidden layers" in card
     assert "# dense, dynamically pruned" in card
+
+
+def test_the_report_of_neurons_tells_their_types_and_the_use_of_each_expert(run, experts, data):
+    found = run("report", "neurons", experts, "--data", data, "--json").document
+    routed = [group for group in found["groups"] if group["experts"] == 2]
+    assert len(routed) == 2
+    for group in routed:
+        assert (
+            group["types"]["I"] + group["types"]["II"] + group["types"]["III"] == group["neurons"]
+        )
+        assert 2 * group["kept"] == 2 * group["types"]["I"] + group["types"]["II"]
+        assert sum(group["use"]) == pytest.approx(1.0)
+    told = run("report", "neurons", experts, "--data", data).out
+    assert "chosen by" in told
