@@ -58,8 +58,8 @@ class _One(nn.Module):
         layer = self.of[0]
         if isinstance(layer, ExpertDepthwiseConv):
             convolve, groups = CONVOLUTIONS[x.dim() - 2], len(self.weight)
-            shape = layer.stride, layer.padding, layer.dilation
-            return convolve(x, self.weight, self.bias, *shape, groups)
+            stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+            return convolve(x, self.weight, self.bias, stride, padding, dilation, groups)
         if layer.pointwise:
             return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
         return F.linear(x, self.weight, self.bias)
