@@ -28,16 +28,9 @@ from .options import (
     Weights,
     parse_size,
 )
-from .subject import (
-    check_data,
-    choose_device,
-    find_recipe,
-    load_subject,
-    picture_rules,
-    prepare,
-    require_recipe,
-)
+from .subject import choose_device, find_recipe, load_subject, prepare, require_recipe
 from .terminal import Terminal, table
+from .work import keep_beside, open_work
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +44,7 @@ def run(
     overrides: Overrides = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="Calibrate the gates on some of its pictures."),
+        typer.Option("--data", metavar="DATA", help="Calibrate the gates on some of it."),
     ] = None,
     drop_dead: Annotated[
         bool,
@@ -99,19 +92,24 @@ def run(
     check_directory(target, MODEL_FILES, overwrite=overwrite)
     prepare(threads, followed)
     place = choose_device(device)
-    from dynprune.data import open_dataset
-
-    if data is not None:
-        check_data(data, split)
-    loaded = load_subject(model, followed, weights=weights, size=size, device=place)
+    loading: dict[str, Any] = {"weights": weights, "size": size}
+    if data is None:
+        work, loaded = None, load_subject(model, followed, device=place, **loading)
+    else:
+        work = open_work(
+            data, (split,), model, followed, terminal, device=place, settle=False, **loading
+        )
+        loaded = work.loaded
     from dynprune import pipeline
-    from dynprune.gate import attached, gates, is_gated
+    from dynprune.gate import is_gated
     from dynprune.models.storage import save
+    from dynprune.pipeline.tasks import task_calls
 
     if is_gated(loaded.module):
         raise UsageError(f"{loaded.name} is gated already; apply a recipe to its dense model")
     if dry_run:
-        found = pipeline.inspect_model(loaded, followed)
+        with terminal.working():
+            found = pipeline.inspect_model(loaded, followed)
         terminal.result(
             {"output": str(target), "dry_run": True, **found.to_json()},
             groups_table(found),
@@ -119,32 +117,44 @@ def run(
         )
         return
     calls = read = None
-    if data is not None:
-        rules = picture_rules(loaded, followed, terminal)
-        read = {"preprocessing": rules.to_json()}
-        pictures = open_dataset(data, split, values=rules.values)
-        calls = pipeline.calibration_calls(pictures, followed, rules.preprocessing, device=place)
-    gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
+    if work is not None:
+        read, count = work.read, followed.apply.calibration.images
+        calls = task_calls(work.parts[0], count, device=place)
+    with terminal.working():
+        gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
     save(gated, target, overwrite=overwrite)
-    if not is_gated(gated):
-        document, views = fixed_result(gated, followed.name, target, calibrated=data is not None)
-        terminal.result({**document, **(read or {})}, *views)
-        return
-    modes = Counter(plan.mode for plan in attached(gated).plans)
-    kept = {name: gate.keep_ratio for name, gate in gates(gated).items()}
-    mean_kept = sum(kept.values()) / len(kept)
+    if work is not None:
+        keep_beside(work, target)
+    result = gated_result if is_gated(gated) else fixed_result
+    document, views = result(gated, followed.name, target, calibrated=data is not None)
+    terminal.result({**document, **(read or {})}, *views)
+    if data is not None and is_gated(gated):
+        terminal.next(f"dynprune check {target} --data {data}")
+    else:
+        terminal.next(f"dynprune report flops {target}")
+
+
+def gated_result(
+    model: "nn.Module", recipe: str, target: Path, *, calibrated: bool
+) -> tuple[dict[str, object], list[Any]]:
+    """Say how many groups are gated, and how many of their neurons are kept."""
+    from dynprune.gate import attached, gates
+
+    modes = Counter(plan.mode for plan in attached(model).plans)
+    kept = [gate.keep_ratio for gate in gates(model).values()]
     counts = ", ".join(f"{count} {mode}" for mode, count in modes.items())
-    terminal.result(
-        {
-            "output": str(target),
-            "recipe": followed.name,
-            "modes": dict(modes),
-            "keep_ratio": mean_kept,
-            "calibrated": data is not None,
-            **(read or {}),
-        },
-        f"{target}: {sum(modes.values())} groups ({counts}), {mean_kept:.0%} of neurons kept",
+    document = {
+        "output": str(target),
+        "recipe": recipe,
+        "modes": dict(modes),
+        "keep_ratio": sum(kept) / len(kept),
+        "calibrated": calibrated,
+    }
+    line = (
+        f"{target}: {sum(modes.values())} groups ({counts}), "
+        f"{document['keep_ratio']:.0%} of neurons kept"
     )
+    return document, [line]
 
 
 def fixed_result(

@@ -67,6 +67,8 @@ def why_not_fixed(model: nn.Module, plan: GroupPlan) -> str | None:
         return plan.reason
     if plan.mode != "compact":
         return f"its layers cannot be narrowed for good: {plan.reason}"
+    if plan.products is not None:
+        return "its layers cannot be narrowed for good: code around them needs heads of full width"
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values() if p is not None
     )

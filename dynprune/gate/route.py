@@ -14,7 +14,7 @@ from dynprune.errors import GateError, UsageError
 from dynprune.gate.call import GatedNeurons, Scope
 from dynprune.gate.carriers import DynamicDepthwiseConv
 from dynprune.gate.experts import ExpertDepthwiseConv, ExpertLinear
-from dynprune.gate.inject import hosts_of, is_gated
+from dynprune.gate.inject import is_gated, whole_group_modules
 from dynprune.gate.layout import lend_attributes, weight_layout
 from dynprune.gate.plan import GroupPlan
 from dynprune.gate.router import ExpertRouter, Grain
@@ -205,7 +205,7 @@ def put_experts(
         hand_over(source, layer)
     replace_everywhere(model, old)
     record.closed = close_fused_paths(model, old.values())
-    for path in hosts_of(record.plans):
+    for path in whole_group_modules(record.plans):
         record.scope.watch(model.get_submodule(path), path)
     setattr(model, ATTRIBUTE, record)
     return partial(_put_back, model, {module: source for source, module in old.items()})

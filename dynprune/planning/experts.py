@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate.call import Scope
-from dynprune.gate.inject import attached, gates, hosts_of, is_gated
+from dynprune.gate.inject import attached, gates, is_gated, whole_group_modules
 from dynprune.gate.instances import to_instances
 from dynprune.gate.layout import weight_layout
 from dynprune.gate.linear import DynamicLinear
@@ -173,7 +173,7 @@ def run_through(
     scope = attached(model).scope if gated else Scope()
     with at_inference(model), torch.no_grad(), ExitStack() as stack:
         stack.enter_context(dense_function(model) if gated else nullcontext())
-        for path in () if gated else hosts_of(list(drafts)):
+        for path in () if gated else whole_group_modules(list(drafts)):
             scope.watch(model.get_submodule(path), path)
         if not gated:
             stack.callback(scope.close)

@@ -191,7 +191,7 @@ def test_tokens_of_a_causal_model_do_not_see_the_future_by_their_experts():
     later[:, -1] = (later[:, -1] + 1) % 7
     with torch.no_grad():
         found, wanted = (model(x).logits for x in (later, ids))
-    assert torch.equal(found[:, :-1], wanted[:, :-1])
+    assert error([found[:, :-1]], [wanted[:, :-1]]) < ROUNDING
     assert not torch.equal(found[:, -1], wanted[:, -1])
 
 
