@@ -38,6 +38,7 @@ ELSEWHERE = {
     "dynprune/graph/evidence.py": "tests/graph/test_causality.py judges every layer by it",
     "dynprune/graph/fallback.py": "tests/graph/test_trace.py records runs with it",
     "dynprune/gate/expert_record.py": "tests/gate/test_experts.py writes and reads records",
+    "dynprune/gate/expert_rows.py": "tests/gate/test_experts.py keeps shared rows once",
     "dynprune/gate/forms.py": EXPERTS,
     "dynprune/gate/router.py": "tests/gate/test_experts.py routes",
     "dynprune/laws/experts.py": EXPERTS,

@@ -44,6 +44,14 @@ def test_the_file_holds_experts_beside_narrow_layers(experts):
     assert model.get_submodule("segformer.stages.1.blocks.0.attention").head_dim == 4
 
 
+def test_the_file_holds_rows_that_experts_share_once(experts):
+    weights, model = load_file(experts / "model.safetensors"), load(experts)
+    whole = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    once = {name for name, tensor in weights.items() if tensor.shape != whole[name]}
+    assert any(name.endswith("fc1.weight") for name in once)
+    assert sum(t.numel() for t in weights.values()) < sum(s.numel() for s in whole.values())
+
+
 def test_what_is_loaded_answers_as_what_was_written(experts, tmp_path):
     from dynprune.models.storage import save
 

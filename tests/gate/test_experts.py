@@ -13,6 +13,7 @@ from dynprune.errors import GateError, UsageError
 from dynprune.example import Example
 from dynprune.gate.call import recording
 from dynprune.gate.expert_record import experts_again, record_of_experts, without_experts
+from dynprune.gate.expert_rows import shared_rows, spread_rows, stacks
 from dynprune.gate.experts import ExpertLinear
 from dynprune.gate.fixed import KeptNeurons, fix_groups
 from dynprune.gate.inject import remove
@@ -255,3 +256,25 @@ def test_without_experts_a_model_has_the_layers_and_sizes_of_the_dense_one():
         n: p.shape for n, p in twin.named_parameters()
     }
     assert error(run(model, example), put) < ROUNDING  # neurons of no expert are zero
+
+
+def test_rows_that_experts_share_are_kept_once_until_training_tells_them_apart():
+    model, example, plans = planned("segformer")
+    experts = random_experts(model, plans)
+    put_experts(model, plans, experts)
+    rows = shared_rows(model)
+    assert rows.keys() == stacks(model).keys()
+    plan = next(plan for plan in plans if plan.group.name in experts)
+    producer = plan.group.producers[0].module
+    union = experts[plan.group.name].index.unique()
+    assert len(rows[f"{producer}.weight"]) == len(union)
+    before = run(model, example)
+    for name in rows:
+        model.get_parameter(name).data.normal_()
+    spread_rows(model, rows)
+    assert error(run(model, example), before) == 0.0
+    index = experts[plan.group.name].index
+    shared = next(int(n) for n in index[0] if n in index[1])
+    weight = model.get_parameter(f"{producer}.weight")
+    weight.data[0, (index[0] == shared).nonzero()] += 1.0
+    assert f"{producer}.weight" not in shared_rows(model)
