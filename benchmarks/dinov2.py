@@ -156,10 +156,10 @@ def page(document: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "*Fixed* keeps one set for every picture and leaves narrow plain layers; *each picture's own*",
-        "has gates. *In sequence* is `apply.calibration.refit: sequential`: every layer that reads",
-        "pruned neurons is fitted on what the pruned layers before it really give, to the dense",
-        "residual stream behind it. All groups: queries with keys, values, hidden layers.",
+        "*Fixed* keeps one set for every picture and leaves narrow plain layers; where each has its",
+        "own, there are gates. *In sequence* is `apply.calibration.refit: sequential`: every layer",
+        "that reads pruned neurons is fitted on what the pruned layers before it really give, to the",
+        "dense residual stream behind it. All groups: queries with keys, values, FFNs.",
     ]
     return "\n".join(lines) + "\n"
 
