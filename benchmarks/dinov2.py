@@ -63,6 +63,12 @@ def neurons(ratio: int, refit: str, *, targets: str = "") -> tuple[str, ...]:
     return (*own, f"apply.targets=[{targets}]") if targets else own
 
 
+def experts(ratio: int, refit: str, count: int, grain: str) -> tuple[str, ...]:
+    """Return the settings of so many experts for each hidden layer."""
+    own = ("apply.gate.choose=experts", f"apply.gate.experts={count}", f"apply.gate.grain={grain}")
+    return (*neurons(ratio, refit, targets=FFN), *own)
+
+
 FFN = "{kind: ffn}"
 ROWS: Mapping[str, Row] = {
     "ffn-50-plain": Row("FFN, fixed, 50 %", fixed(50, "false", targets=FFN)),
@@ -74,6 +80,13 @@ ROWS: Mapping[str, Row] = {
     "neurons-30": Row("all groups, each picture's own, 30 %", neurons(30, "sequential")),
     "all-20": Row("all groups, fixed, 20 %", fixed(20, "sequential")),
     "all-50": Row("all groups, fixed, 50 %", fixed(50, "sequential")),
+    **{
+        f"{grain}-{count}{name}": Row(
+            f"FFN, {count} experts, chosen by each {grain}, 50 %", experts(50, refit, count, grain)
+        )
+        for grain, count in (("instance", 4), ("token", 4), ("token", 16))
+        for name, refit in (("-refit", "true"), ("", "sequential"))
+    },
     "all-75": Row("all groups, fixed, 75 %", fixed(75, "sequential")),
 }
 
@@ -156,10 +169,11 @@ def page(document: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "*Fixed* keeps one set for every picture and leaves narrow plain layers; where each has its",
-        "own, there are gates. *In sequence* is `apply.calibration.refit: sequential`: every layer",
-        "that reads pruned neurons is fitted on what the pruned layers before it really give, to the",
-        "dense residual stream behind it. All groups: queries with keys, values, FFNs.",
+        "*Fixed* keeps one set for all pictures and leaves narrow plain layers;",
+        "*each picture's own* has gates. *In sequence* is `apply.calibration.refit: sequential`:",
+        "every layer that reads neurons is fitted on what it gets where those before it",
+        "are pruned, and aims at the dense residual stream. All groups:",
+        "queries with keys, values, hidden layers.",
     ]
     return "\n".join(lines) + "\n"
 

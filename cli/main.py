@@ -4,12 +4,15 @@ import errno
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from dynprune.errors import DynpruneError
+
+from .examples import START, epilog
 
 __all__ = ["app", "main"]
 
@@ -95,6 +98,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Dynamic pruning of trained PyTorch transformers: every input computes what it needs.",
+    epilog=START,
 )
 
 
@@ -126,20 +130,27 @@ def _register() -> None:
         report_page,
     )
 
-    app.command("demo")(demo.run)
-    app.command("inspect")(inspect.run)
-    app.command("apply")(apply.run)
-    app.command("check")(check.run)
-    app.command("distill")(distill.run)
-    app.command("eval")(evaluate.run)
-    app.command("predict")(predict.run)
-    app.command("export")(export.run)
-    report.app.command("latency")(report_latency.run)
-    report.app.command("neurons")(report_neurons.run)
-    report.app.command("all")(report_page.run)
-    app.add_typer(report.app, name="report")
-    app.add_typer(recipe.app, name="recipe")
-    app.command("env")(env.run)
+    verbs: dict[str, tuple[Callable[..., None] | typer.Typer, str]] = {
+        "demo": (demo.run, "Start"),
+        "inspect": (inspect.run, "Start"),
+        "recipe": (recipe.app, "Start"),
+        "apply": (apply.run, "Prune"),
+        "distill": (distill.run, "Prune"),
+        "export": (export.run, "Prune"),
+        "check": (check.run, "Prove and use"),
+        "eval": (evaluate.run, "Prove and use"),
+        "predict": (predict.run, "Prove and use"),
+        "report": (report.app, "Prove and use"),
+        "env": (env.run, "Prove and use"),
+    }
+    report.app.command("latency", epilog=epilog("report latency"))(report_latency.run)
+    report.app.command("neurons", epilog=epilog("report neurons"))(report_neurons.run)
+    report.app.command("all", epilog=epilog("report all"))(report_page.run)
+    for verb, (command, panel) in verbs.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=verb, rich_help_panel=panel)
+        else:
+            app.command(verb, rich_help_panel=panel, epilog=epilog(verb))(command)
 
 
 _register()

@@ -8,6 +8,7 @@ import typer
 from dynprune.errors import OutputError
 from dynprune.recipe import dump_recipe, load_recipe, parse_recipe, recipe_names, recipe_text
 
+from .examples import epilog
 from .options import Json, Overrides, Overwrite
 from .terminal import Terminal, table
 
@@ -16,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate reci
 Name = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A built-in recipe, or a file.")]
 
 
-@app.command("list")
+@app.command("list", epilog=epilog("recipe list"))
 def list_recipes(json: Json = False) -> None:
     """List the built-in recipes."""
     recipes = {name: load_recipe(name) for name in recipe_names()}
@@ -46,7 +47,7 @@ def list_recipes(json: Json = False) -> None:
     )
 
 
-@app.command()
+@app.command(epilog=epilog("recipe show"))
 def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Print a recipe as it is written; with --set or --json as it resolves, every default in it."""
     terminal = Terminal(json=json)
@@ -57,7 +58,7 @@ def show(name: Name, overrides: Overrides = None, json: Json = False) -> None:
         terminal.text(dump_recipe(recipe) if overrides else recipe_text(name))
 
 
-@app.command()
+@app.command(epilog=epilog("recipe copy"))
 def copy(
     name: Name,
     output: Annotated[
@@ -78,7 +79,7 @@ def copy(
     Terminal(json=json).result({"output": str(target)}, f"{target}")
 
 
-@app.command()
+@app.command(epilog=epilog("recipe validate"))
 def validate(name: Name, overrides: Overrides = None, json: Json = False) -> None:
     """Check a recipe and report all its errors at once."""
     recipe = parse_recipe(recipe_text(name), overrides or (), origin=f"recipe {name}")

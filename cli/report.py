@@ -12,6 +12,7 @@ from rich.tree import Tree
 from dynprune.recipe import Recipe
 
 from .bounds import check_bounds, parse_bounds
+from .examples import epilog
 from .options import (
     Device,
     FailIf,
@@ -27,6 +28,7 @@ from .options import (
     Weights,
     parse_size,
 )
+from .rows import merged_names, pattern_of
 from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
 from .terminal import Terminal, table
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Count, time and show what pruning saves.")
 
 
-@app.command()
+@app.command(epilog=epilog("report flops"))
 def flops(
     model: ModelName,
     recipe: RecipeName = None,
@@ -58,8 +60,10 @@ def flops(
         int, typer.Option("--images", metavar="N", min=1, help="Pictures of --data to run.")
     ] = 16,
     depth: Annotated[
-        int, typer.Option("--depth", metavar="N", min=0, help="Levels of the model's tree to show.")
-    ] = 3,
+        int | None,
+        typer.Option("--depth", metavar="N", min=0, help="Show N levels of the model's tree."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Show the whole tree of modules.")] = False,
     sort: Annotated[
         bool, typer.Option("--sort", help="Show the dearest modules first, as a table.")
     ] = False,
@@ -110,8 +114,7 @@ def flops(
     for operator in found.uncounted:
         terminal.note(f"no formula for {operator}: its multiply-adds are missing in every count")
     record = {**found.to_json(), **({} if rules is None else {"preprocessing": rules.to_json()})}
-    layers = _by_cost(found.layers) if sort else _tree(found.layers, depth)
-    views: list[Any] = [layers, "", _totals(found)]
+    views: list[Any] = [_layers(found.layers, depth, sort=sort, every=every), "", _totals(found)]
     if counters:
         from dynprune.measure.counters import compare_counters
 
@@ -197,6 +200,45 @@ def _counters(rows: "Sequence[CounterRow]") -> Table:
         "why",
         title="this model, one call, as it ran",
         rows=[(row.counter, _giga(row.macs), _giga(row.comparable), row.reason) for row in rows],
+    )
+
+
+def _layers(
+    layers: "Sequence[LayerMacs]", depth: int | None, *, sort: bool, every: bool
+) -> Table | Tree:
+    """Show where the multiply-adds are: block by block, unless another view is asked for."""
+    if sort:
+        return _by_cost(layers)
+    if every:
+        depth = max(layer.name.count(".") for layer in layers) + 1
+    return _by_block(layers) if depth is None else _tree(layers, depth)
+
+
+def _by_block(layers: "Sequence[LayerMacs]") -> Table:
+    """Make a row for the blocks that are alike but for a number."""
+    from dynprune.report.blocks import sum_blocks
+
+    costs: dict[tuple[str, int, int], list[str]] = {}
+    for block in sum_blocks(layers, {}):
+        cost = (pattern_of(block.name), sum(block.dense), sum(block.pruned))
+        costs.setdefault(cost, []).append(block.name)
+    return table(
+        "block",
+        ">blocks",
+        ">dense G MACs",
+        ">pruned G MACs",
+        ">of dense",
+        rows=[
+            (
+                name,
+                len(own),
+                _giga(dense * len(own)),
+                _giga(pruned * len(own)),
+                _share(pruned, dense),
+            )
+            for (_, dense, pruned), blocks in costs.items()
+            for name, own in merged_names(blocks)
+        ],
     )
 
 

@@ -64,6 +64,10 @@ class Terminal:
         if not self.quiet:
             self.err.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
+    def next(self, command: str) -> None:
+        """Tell which command comes next."""
+        self.note(f"next: {command}")
+
     def error(self, message: str) -> None:
         """Tell what went wrong."""
         self.err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
@@ -85,6 +89,28 @@ class Terminal:
                 yield _bar_step(bar, title)
         else:
             yield self._line_step(title)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Show what the library says of its own progress, part by part, while the block runs.
+
+        Where there is no terminal, parts that end within a few seconds are not worth a line.
+        """
+        from dynprune.host.progress import reporting
+
+        with self.progress("prepare") as step:
+            began: dict[str, float] = {}
+
+            def listen(part: str, done: int, total: int) -> None:
+                if done == 0:
+                    began.pop(part, None)
+                elapsed = time.monotonic() - began.setdefault(part, time.monotonic())
+                if self.err.is_terminal or elapsed > _SECONDS_BETWEEN_LINES:
+                    left = elapsed / max(done, 1) * (total - done)
+                    step(done, total, part=part, seconds_left=left)
+
+            with reporting(listen):
+                yield
 
     def _line_step(self, title: str) -> Step:
         started = shown = time.monotonic()

@@ -17,6 +17,7 @@ from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.predictor import pool_tokens
 from dynprune.gate.topr import keep_mask, top_r
 from dynprune.host.modes import at_inference
+from dynprune.host.progress import reported
 from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import dense_function
 from dynprune.planning.least_squares import RIDGE, Moments
@@ -76,7 +77,7 @@ def fit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float = 
         for layer, gate in readers.items():
             stack.enter_context(_watch(layer, gate, kept[gate], sums[layer]))
         own = Snapshot(model)
-        for call in calls:
+        for call in reported("refit", calls):
             call.run(model)
             own.put_back()
             count += 1

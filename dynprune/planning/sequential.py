@@ -20,6 +20,7 @@ from dynprune.host.outputs import tensors_of
 from dynprune.host.resume import Given, Reached, Resumer
 from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import dense_function
+from dynprune.planning.expert_seats import ExpertSeat, active, seat_of, seated
 from dynprune.planning.least_squares import RIDGE, Moments
 from dynprune.planning.refit import Weights, fit_consumers, put, refit_consumers, weights_of
 from dynprune.planning.stream import Added, Follow, correction
@@ -76,7 +77,13 @@ class _Seen:
         return all(bool(part.isfinite().all()) for part in parts)
 
 
-def refit_in_sequence(model: nn.Module, calls: Sequence[Example], *, ridge: float = RIDGE) -> Refit:
+def refit_in_sequence(
+    model: nn.Module,
+    calls: Sequence[Example],
+    *,
+    ridge: float = RIDGE,
+    seats: Sequence[ExpertSeat] = (),
+) -> Refit:
     r"""Refit every consumer in the order in which they run, in place.
 
     Each is fitted on what it reads once all before it are pruned and refitted, and aims at the
@@ -99,6 +106,7 @@ def refit_in_sequence(model: nn.Module, calls: Sequence[Example], *, ridge: floa
         calls: inputs, about 32 in all; of fewer than three none can be held back, and
             `refit_consumers` is all that is done.
         ridge: lambda, over the mean square of a kept neuron.
+        seats: groups whose consumers are those of experts, which are refitted instead.
 
     Raises:
         UsageError: where ``calls`` is empty.
@@ -117,22 +125,25 @@ def refit_in_sequence(model: nn.Module, calls: Sequence[Example], *, ridge: floa
     fitted = [call for call in calls if not any(call is other for other in held)]
     layers = _consumers(model)
     parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-    with overwriting(model, parameters):
+    with overwriting(model, parameters), seated(model, seats):
         before = weights_of(layers)
         with at_inference(model):
             with dense_function(model):
                 wanted = _outputs(model, held)
             put(fit_consumers(model, fitted, ridge=ridge))
-            with _pruned(model):
+            with _pruned(model, seats):
                 one_shot_error = _error(_outputs(model, held), wanted)
             one_shot = weights_of(layers)
             put(before)
-            in_sequence = _Sequence(model, layers, fitted, ridge).run()
+            readers = [seat.forget() for seat in seats]
+            in_sequence = _Sequence(model, layers, fitted, ridge, seats).run()
             put(in_sequence)
-            with _pruned(model):
+            with _pruned(model, seats):
                 sequential_error = _error(_outputs(model, held), wanted)
         better = sequential_error < BETTER * one_shot_error
         if not better:
+            for seat, own in zip(seats, readers, strict=True):
+                seat.draft.readers = own
             put(before)
             one_shot = fit_consumers(model, calls, ridge=ridge)
             put(one_shot)
@@ -174,8 +185,10 @@ class _Sequence:
         layers: Sequence[DynamicLinear],
         calls: Sequence[Example],
         ridge: float,
+        seats: Sequence[ExpertSeat] = (),
     ) -> None:
         self.model, self.calls, self.ridge = model, calls, ridge
+        self.seats, self.seat_of = seats, seat_of(seats, model)
         self.dense = weights_of(layers)
         self.new: Weights = {}
         self.state = Snapshot(model)
@@ -194,12 +207,21 @@ class _Sequence:
                 dense = [(s.output, s.added) for s in self._all(layer, "dense", until)]
             put(self.new)
             moments = Moments.empty(layer.in_features, layer.out_features, layer.weight.device)
-            with _pruned(self.model):
+            with _pruned(self.model, self.seats):
                 for wanted, found in zip(dense, self._all(layer, "pruned", until), strict=True):
-                    _add(moments, layer, *wanted, found)
+                    target = _target(layer, *wanted, found)
+                    if layer in self.seat_of:
+                        seat, name = self.seat_of[layer]
+                        seat.add(name, found.z, target)
+                    else:
+                        _add(moments, layer, target, found)
             most = max(most, sum(g.size for side in self.given.values() for g in side))
             put({other: self.dense[other] for other in self.new})
-            self._solve(layer, moments)
+            if layer in self.seat_of:
+                seat, name = self.seat_of[layer]
+                seat.draft.solve_one(name, ridge=self.ridge)
+            else:
+                self._solve(layer, moments)
         logger.info("Refitting kept %.0f MB of activations at once.", most / 1e6)
         return self.new
 
@@ -329,13 +351,10 @@ def _read(layer: DynamicLinear, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return mask_inputs(tokens, bounds), call.real(tokens)
 
 
-def _add(
-    moments: Moments, layer: DynamicLinear, output: Tensor, added: Added | None, pruned: _Seen
-) -> None:
-    """Add the moments of one call, in place.
+def _target(layer: DynamicLinear, output: Tensor, added: Added | None, pruned: _Seen) -> Tensor:
+    """Return what a layer should give in the pruned model, (B, T, outputs).
 
     Args:
-        moments: of the layer.
         layer: that is refitted.
         output: of it in the dense model.
         added: where that was added.
@@ -343,21 +362,27 @@ def _add(
     """
     target = output + correction(output, added, pruned.added)
     target = target.movedim(1, -1) if layer.layout == "pointwise" else target
+    return to_instances(target, len(pruned.z), layer.reads[0].neurons.layout)
+
+
+def _add(moments: Moments, layer: DynamicLinear, target: Tensor, pruned: _Seen) -> None:
+    """Add the moments of one call, in place."""
     if layer.bias is None and layer.offset is not None:  # of what is constant the offset alone
         target = target - layer.offset
-    z, t = pruned.z, to_instances(target, len(pruned.z), layer.reads[0].neurons.layout)
+    z, t = pruned.z, target
     if pruned.real is not None:
         z, t = z[pruned.real.bool()], t[pruned.real.bool()]
     moments.add(z.flatten(0, -2), t.flatten(0, -2))
 
 
 @contextmanager
-def _pruned(model: nn.Module) -> Iterator[None]:
+def _pruned(model: nn.Module, seats: Sequence[ExpertSeat] = ()) -> Iterator[None]:
     """Let every gate run masked for a while, in place."""
     before = {name: gate.requested for name, gate in gates(model).items()}
     try:
         set_execution(model, "masked")
-        yield
+        with active(seats):
+            yield
     finally:
         for name, gate in gates(model).items():
             gate.requested = before[name]

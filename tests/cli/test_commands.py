@@ -34,10 +34,18 @@ def test_inspect_gives_the_contracts_keys_and_changes_nothing(run, dense, recipe
     assert (dense / "model.safetensors").read_bytes() == before
 
 
-def test_inspect_shows_a_row_for_every_group(run, dense, recipe):
-    out = run("inspect", dense, "--recipe", recipe).out
+def test_inspect_shows_every_group_on_demand(run, dense, recipe):
+    out = run("inspect", dense, "--recipe", recipe, "--all").out
+    assert out.count("mlp.fc1") == 2
     assert out.count("compact") >= 6
-    assert "mlp.fc1" in out
+
+
+def test_inspect_sums_up_groups_that_are_alike_and_names_the_next_command(run, dense, recipe):
+    found = run("inspect", dense, "--recipe", recipe)
+    every = run("inspect", dense, "--recipe", recipe, "--all", "--json").document["groups"]
+    rows = [line.split() for line in found.out.splitlines()[:-1]]
+    assert sum(int(row[1]) for row in rows if row[1].isdigit()) == len(every)
+    assert f"next: dynprune apply {dense} --recipe {recipe}" in found.err
 
 
 def test_inspect_needs_no_recipe(run, dense):
@@ -158,6 +166,11 @@ def test_report_flops_of_a_batch_runs_on_pictures(run, gated, data, counted):
 
 def test_report_flops_shows_a_tree_or_the_dearest_modules(run, gated):
     assert "decode_head" in run("report", "flops", gated, "--depth", 1).out
+    blocks = run("report", "flops", gated).out
+    every = run("report", "flops", gated, "--all").out
+    assert "blocks.0" in blocks
+    assert "fc1" in every
+    assert "fc1" not in blocks
     assert "dense M MACs" in run("report", "flops", gated, "--sort").out
 
 

@@ -52,6 +52,14 @@ def test_the_file_is_smaller_and_holds_narrow_plain_layers(fixed, dense):
     assert attention.head_dim == 4
 
 
+def test_weights_alone_choose_the_sets_where_no_data_is_given(run, dense, recipe, tmp_path):
+    document = run(
+        "apply", dense, "--recipe", recipe, *CHOOSE, "-o", tmp_path / "out", "--json"
+    ).document
+    assert document["modes"] == {"fixed": 6}
+    assert document["calibrated"] is False
+
+
 def test_inspect_tells_what_was_removed(run, fixed):
     document = run("inspect", fixed, "--json").document
     assert "6 groups are fixed" in document["notes"][0]
