@@ -24,6 +24,7 @@ from tests.zoo import ZOO
 # Compact sums the kept products alone, in another order: a few rounding errors of float32.
 ROUNDING = 1e-5
 
+
 @pytest.mark.parametrize("name", ZOO)
 def test_gating_obeys_its_laws(name, tmp_path):
     """Insertion, equality of the executions at batch 3, effect, storage, and the way back."""
