@@ -1,5 +1,6 @@
 """`dynprune report neurons`: which neurons are useful, and whether gates choose by the input."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,8 +20,9 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
+from .subject import choose_device, find_recipe, prepare
 from .terminal import Terminal, table
+from .work import open_work
 
 if TYPE_CHECKING:
     from dynprune.measure.neurons import NeuronReport
@@ -53,20 +55,17 @@ def run(
     bounds = parse_bounds(fail_if)
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
-    from dynprune.data import open_dataset
-    from dynprune.measure.calls import PictureCalls, spread
+    from dynprune.measure.calls import TaskCalls
     from dynprune.measure.neurons import neuron_report
     from dynprune.measure.overlap import worlds_of
 
     place = choose_device(device)
-    check_data(data, split)
-    loaded = load_subject(model, followed, device=place)
-    rules = picture_rules(loaded, followed, terminal)
-    shown = spread(open_dataset(data, split, values=rules.values), images)
-    calls = PictureCalls(shown, rules.preprocessing, device=place)
+    work = open_work(data, (split,), model, followed, terminal, device=place, settle=False)
+    calls = TaskCalls(work.parts[0], images, device=place)
+    worlds = worlds_of(map(Path, calls.names)) if work.kind.pictures else ()
     with terminal.progress("neurons") as step:
-        found = neuron_report(loaded.module, calls, worlds=worlds_of(shown.images), progress=step)
-    record = {**found.to_json(), "preprocessing": rules.to_json()}
+        found = neuron_report(work.loaded.module, calls, worlds=worlds, progress=step)
+    record = {**found.to_json(), **work.read}
     views: list[Any] = [_groups(found)]
     if found.worlds:
         views += ["", _worlds(found)]

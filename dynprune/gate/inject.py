@@ -32,7 +32,16 @@ from dynprune.host.replacing import replace_everywhere
 from dynprune.host.strides import laid_out, owns_its_memory
 from dynprune.rewrite.made import count_made
 
-__all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
+__all__ = [
+    "Attachment",
+    "attached",
+    "gate_parameters",
+    "gates",
+    "inject",
+    "is_gated",
+    "remove",
+    "whole_group_modules",
+]
 
 
 def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> Attachment:
@@ -84,7 +93,7 @@ def _put_in(model: nn.Module, record: Attachment) -> None:
             record.strides.append((new.weight, new.weight.stride()))
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
-    for path in _hosts(gated(plans)):
+    for path in whole_group_modules(gated(plans)):
         record.scope.watch(model.get_submodule(path), path)
     by_name = gates(model)
     for plan in gated(plans):
@@ -182,7 +191,7 @@ def _build(model: nn.Module, plans: Sequence[GroupPlan], scope: Scope) -> dict[s
     return {**linears, **carriers}
 
 
-def _hosts(plans: Sequence[GroupPlan]) -> list[str]:
+def whole_group_modules(plans: Sequence[GroupPlan]) -> list[str]:
     """Name the modules that hold whole groups, outermost first; the model itself is "".
 
     A call of any of them is complete: its gates run before what reads their neurons.

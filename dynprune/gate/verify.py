@@ -45,7 +45,6 @@ def verify(
     waiting: dict[nn.Module, list[Unit]] = {}
     for unit in units_of(plans, calls):
         waiting.setdefault(model.get_submodule(unit.module), []).append(unit)
-    candidates = sum(len(unit.plans) for units in waiting.values() for unit in units)
     busy = False
 
     def attempt(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -57,7 +56,7 @@ def verify(
             for unit in waiting.pop(module, []):
                 trial = Trial(model, module, unit.plans, every, (args, dict(kwargs)))
                 settled.update({plan.group.name: plan for plan in trial.settle()})
-                report_progress("verify", len(settled), candidates)
+                report_progress("verify", len(settled), len(every))
         finally:
             busy = False
 

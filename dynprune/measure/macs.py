@@ -10,14 +10,16 @@ from torch import nn
 
 from dynprune.example import Example
 from dynprune.gate import attached, gates, is_gated, remove
-from dynprune.graph import RULES, Rule
+from dynprune.gate.expert_record import without_experts
+from dynprune.gate.route import has_experts, routers
+from dynprune.graph import RULES, Grouping, Rule
 from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import MacNode
 from dynprune.host.modes import evaluating
 from dynprune.measure.executed import Formula, count_executed
 from dynprune.models import is_fixed, provenance_of, records_of, set_provenance
 from dynprune.rewrite import FoldedDecoder, undo
-from dynprune.rewrite.cuts import FIX_NEURONS
+from dynprune.rewrite.cuts import FIX_NEURONS, PUT_EXPERTS, expert_groups, fixed_groups
 from dynprune.rewrite.narrow import DROP_NEURONS
 from dynprune.rewrite.widen import widen
 
@@ -162,17 +164,20 @@ def macs_report(
         counts = [count_executed(model, call, handles=handles) for call in calls or (example,)]
         ran = [count.total for count in counts]
         grouping = find_groups(rewritten, example, rules=rules)
-        left = find_groups(model, example, rules=rules) if is_fixed(model) else grouping
+        plain = is_fixed(model) and not has_experts(model)
+        left = find_groups(model, example, rules=rules) if plain else grouping
     found = gates(model)
     plans = attached(model).plans if is_gated(model) else ()
-    pruned = analytic(
-        left.costs,
-        {name: gate.keep_ratio for name, gate in found.items()},
-        {plan.group.name: plan.mode for plan in plans},
-    )
+    ratios = {name: gate.keep_ratio for name, gate in found.items()}
+    modes: dict[str, str] = {plan.group.name: plan.mode for plan in plans}
+    if has_experts(model):
+        ratios = _kept_for_good(model, grouping)
+        modes = dict.fromkeys(ratios, "compact")
+    pruned = analytic(left.costs, ratios, modes)
     for name, gate in found.items():
         if gate.macs:
             pruned[f"{name} (gate)"] = gate.macs * example.batch
+    pruned |= _routers_macs(model, rewritten, grouping, example)
     names = dict.fromkeys([*before.by_module, *pruned])
     return MacsReport(
         input=tuple(example.tensors[0].shape),
@@ -189,17 +194,42 @@ def macs_report(
     )
 
 
-def without_gates(model: nn.Module) -> nn.Module:
-    """Copy a model and take the copy's gates out; rewrites stay.
+def _kept_for_good(model: nn.Module, grouping: Grouping) -> dict[str, float]:
+    """Return the share of each group's dense neurons that fixed sets, or every expert, keep."""
+    records = records_of(model)
+    kept = {group["name"]: len(group["kept"]) for group in fixed_groups(records)}
+    kept |= {group["name"]: len(group["sets"][0]) for group in expert_groups(records)}
+    return {g.name: kept[g.name] / g.neurons for g in grouping.groups if g.name in kept}
 
-    Layers of fixed groups get their dense sizes, with weights that repeat.
+
+def _routers_macs(
+    model: nn.Module, dense: nn.Module, grouping: Grouping, example: Example
+) -> dict[str, int]:
+    """Return what the routers cost: once for each instance, or for each token."""
+    found = {}
+    for name, router in routers(model).items():
+        rows = example.batch
+        if router.grain == "token":
+            producer = next(g for g in grouping.groups if g.name == name).producers[0].module
+            macs = sum(node.macs for node in grouping.costs if node.module == producer)
+            rows = macs // dense.get_submodule(producer).get_parameter("weight").numel()
+        found[f"{name} (router)"] = router.macs * rows
+    return found
+
+
+def without_gates(model: nn.Module) -> nn.Module:
+    """Copy a model and take the copy's gates and experts out; rewrites stay.
+
+    Layers of fixed groups get their dense sizes, with weights that repeat, and so do experts.
     """
-    bare = copy.deepcopy(model)
+    bare = without_experts(copy.deepcopy(model))
     if is_fixed(bare):
         known = provenance_of(bare)
         widen(bare, known.rewrites)
         left = tuple(
-            record for record in known.rewrites if record.name not in (DROP_NEURONS, FIX_NEURONS)
+            record
+            for record in known.rewrites
+            if record.name not in (DROP_NEURONS, FIX_NEURONS, PUT_EXPERTS)
         )
         set_provenance(bare, replace(known, rewrites=left))
     return remove(bare) if is_gated(bare) else bare

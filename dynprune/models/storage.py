@@ -18,6 +18,7 @@ from torch import nn
 from dynprune.errors import DynpruneError, InputError, OutputError, UsageError
 from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, fold_means, gates, inject, is_gated
+from dynprune.gate.expert_record import experts_again
 from dynprune.gate.predictor import PredictorFactory
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
@@ -26,6 +27,7 @@ from dynprune.models.processor import PROCESSOR_FILE, read_processor_file
 from dynprune.models.provenance import Provenance, provenance_of, set_provenance, without_place
 from dynprune.models.source import ModelSource, build
 from dynprune.rewrite import Rewrite, reapply
+from dynprune.rewrite.cuts import PUT_EXPERTS
 
 __all__ = ["environment", "load", "save", "write_model"]
 
@@ -153,7 +155,8 @@ def load(
         ratios = {str(name): float(r) for name, r in manifest["prune_ratios"].items()}
         most = 4 * header.elements + _SLACK
         model = build(provenance.source, factory=factory, most=most)
-        reapply(model, provenance.rewrites)
+        reapply(model, [r for r in provenance.rewrites if r.name != PUT_EXPERTS])
+        experts_again(model, provenance.rewrites)
         if plans:
             inject(model, plans)
             for name, ratio in ratios.items():

@@ -195,7 +195,7 @@ def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, Gat
 def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
     gate = recipe.apply.gate
     order = gate.order
-    if gate.choose == "fixed" and order == "dynamic":
+    if gate.choose != "neurons" and order == "dynamic":
         order = "fixed"
     return GateConfig(
         prune_ratio=prune_ratio,

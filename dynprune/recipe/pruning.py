@@ -31,9 +31,19 @@ class Target(Section):
 class Gate(Section):
     """How each gate chooses the neurons of one input."""
 
-    choose: Literal["neurons", "fixed"] = "neurons"
-    """What is chosen: single neurons for every input, or one set for all, with the rest of the
-    neurons removed for good from layers that stay plain."""
+    choose: Literal["neurons", "fixed", "experts", "auto"] = "neurons"
+    """What is chosen: single neurons for every input; one set for all, with the rest of the neurons
+    removed for good from layers that stay plain; one of a few experts, each with a set and a
+    consumer of its own (hidden layers; other groups are fixed); or, for each hidden layer, as many
+    experts as held-back inputs show to be worth their bytes."""
+
+    experts: PositiveInt | Literal["auto"] = "auto"
+    """Experts of a hidden layer; `auto` is what held-back inputs show to be worth its bytes, and 1
+    is one fixed set."""
+
+    grain: Literal["instance", "token"] | None = None
+    """Whether each input chooses its expert, or each token of it; null for tokens wherever they do
+    not meet between the group's layers."""
 
     mode: Literal["value", "straight_through"] = "value"
     """Kept neurons carry the gate's values, or 1 with the value's gradient."""
@@ -72,8 +82,9 @@ class Calibration(Section):
     images: NonNegativeInt = 32
     """Training pictures run through the dense model when there is data (images)."""
 
-    refit: bool = False
-    """Whether what reads the neurons is refitted to the dense output at the final prune ratio."""
+    refit: bool | Literal["sequential"] = False
+    """Whether what reads the neurons is refitted at the final prune ratio: each layer to its dense
+    output, or in sequence to the dense stream, on what the pruned layers before it really give."""
 
 
 class Apply(Section):

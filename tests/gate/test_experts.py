@@ -1,19 +1,17 @@
 """Experts compute, for every instance, what a model fixed to its expert's neurons computes."""
 
 import copy
-import threading
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 from dynprune.errors import GateError, UsageError
 from dynprune.example import Example
-from dynprune.gate.experts import ExpertLinear, Routing, grouped_product
+from dynprune.gate.experts import ExpertLinear
 from dynprune.gate.fixed import KeptNeurons, fix_groups
 from dynprune.gate.inject import remove
-from dynprune.gate.route import Experts, put_experts, why_not_experts
+from dynprune.gate.route import Experts, put_experts, routers, why_not_experts
 from tests.gate.zoo_laws import error, gated_animal, run
 
 ROUNDING = 1e-4  # sums in another order, layer after layer, in float32
@@ -84,8 +82,9 @@ def test_the_router_takes_the_nearest_centre():
     )
     tokens = torch.randn(50, 7, own.centres.shape[1])
     distance = torch.cdist(tokens.mean(1) * scale, own.centres * scale)
-    assert torch.equal(layer.router(tokens), distance.argmin(1))
-    assert len(layer.router(tokens).unique()) > 1
+    chosen = layer.router.scores(layer.router.pooled(tokens)).argmax(1)
+    assert torch.equal(chosen, distance.argmin(1))
+    assert len(chosen.unique()) > 1
 
 
 def test_dense_layers_come_back_with_their_own_bits():
@@ -96,18 +95,6 @@ def test_dense_layers_come_back_with_their_own_bits():
     put_back()
     assert not any(isinstance(m, ExpertLinear) for m in model.modules())
     assert error(run(model, example), before) == 0.0
-
-
-@pytest.mark.parametrize("batch", [1, 4])
-def test_the_grouped_product_is_one_product_an_instance(batch):
-    tokens = torch.randn(batch, 8, 16).bfloat16()
-    weight, bias = torch.randn(3, 24, 16).bfloat16(), torch.randn(3, 24).bfloat16()
-    expert = torch.tensor([2, 0, 2, 1])[:batch]
-    found = grouped_product(tokens, weight, bias, expert)
-    wanted = torch.stack(
-        [F.linear(x, weight[m], bias[m]) for x, m in zip(tokens, expert, strict=True)]
-    )
-    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=1e-1)  # bfloat16's rounding
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -123,15 +110,9 @@ def test_experts_compile_without_a_break(batch):
     assert error([first.double()], wanted[:1]) < ROUNDING
 
 
-def test_a_consumer_that_runs_first_says_so():
-    layer = ExpertLinear(torch.randn(2, 3, 4), None, routing=Routing())
-    with pytest.raises(GateError, match="ran before"):
-        layer(torch.randn(1, 5, 4))
-
-
 def test_weights_of_another_form_are_refused():
     with pytest.raises(UsageError, match=r"\(M, out, in\)"):
-        ExpertLinear(torch.randn(3, 4), None, routing=Routing())
+        ExpertLinear(torch.randn(3, 4), None, members=None)
 
 
 def test_heads_and_parts_of_inputs_have_no_experts():
@@ -151,18 +132,12 @@ def test_a_causal_model_has_no_experts_since_their_router_would_see_the_future()
     assert reasons == {"its router would see tokens of the future"}
 
 
-def test_threads_and_copies_do_not_see_what_was_routed_elsewhere():
+def test_nothing_of_a_call_is_left_in_the_model_or_its_copies():
     model, example, plans = planned("vit")
     put_experts(model, plans, random_experts(model, plans))
-    run(model, example)
-    layer = next(m for m in model.modules() if isinstance(m, ExpertLinear))
-    routing = layer._routing[0]
-    assert routing.chosen.shape == (example.batch,)
+    before = run(model, example)
     twin = copy.deepcopy(model)
-    assert next(m for m in twin.modules() if isinstance(m, ExpertLinear))._routing[0].expert is None
-    assert error(run(twin, example), run(model, example)) == 0.0
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(routing.expert))
-    thread.start()
-    thread.join()
-    assert seen == [None]
+    own, others = (next(iter(routers(m).values())).members.scope for m in (model, twin))
+    assert own is not others
+    assert own.newest() is None
+    assert error(run(twin, example), before) == 0.0

@@ -104,6 +104,3 @@ def test_what_experts_cannot_be_fitted_to_is_refused():
         fit_experts(model, plans, [])
     with pytest.raises(UsageError, match="at least 1"):
         fit_experts(model, plans, inputs(2, 0), experts=0)
-    masked = Example((torch.randn(1, 4, 16),), {"attention_mask": torch.ones(1, 4)})
-    with pytest.raises(UsageError, match="does not see padding"):
-        fit_experts(model, plans, [masked])
