@@ -112,9 +112,7 @@ class GroupDraft:
         self._seen = []
         self.scale = 1.0 / seen.std(0, unbiased=False).clamp_min(1e-5)
         self.centres = k_means(seen * self.scale, self.wanted) / self.scale
-        apart = -0.5 * torch.cdist(seen * self.scale, self.centres * self.scale).square()
-        spread = float(apart.std(1).mean()) if len(self.centres) > 1 else 1.0
-        self.sharpness = 1.0 / max(spread, 1e-5)
+        self._set_sharpness(seen)
         size = (len(self.centres), len(self.norm))
         self._first = torch.zeros(size, dtype=torch.float64, device=seen.device)
         self._second = self._first.clone()
@@ -146,6 +144,18 @@ class GroupDraft:
         mean, square = self._first / count, self._second / count
         score = (square - mean.square()).clamp_min(0.0).sqrt() * self.norm.to(mean)
         index = top_r(score, self.kept).sort(1).values
+        self.take_sets(index)
+
+    def take(self, index: Tensor, centres: Tensor, scale: Tensor) -> None:
+        """Take sets and a router that were found elsewhere; what is left is `add` and `solve`.
+
+        Args:
+            index: (M, K) neurons of each expert.
+            centres: (M, C) nearest of which an input's mean token lies.
+            scale: (C,) by which both are multiplied first.
+        """
+        self.centres, self.scale = centres, scale
+        self._set_sharpness(centres)
         self.take_sets(index)
 
     def take_sets(self, index: Tensor) -> None:
@@ -256,6 +266,11 @@ class GroupDraft:
             weights.append(new)
             biases.append(made - new @ read)
         return Reader(torch.stack(weights), torch.stack(biases))
+
+    def _set_sharpness(self, seen: Tensor) -> None:
+        apart = -0.5 * torch.cdist(seen * self.scale, self.centres * self.scale).square()
+        spread = float(apart.std(1).mean()) if len(self.centres) > 1 else 1.0
+        self.sharpness = 1.0 / max(spread, 1e-5)
 
     def _features(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         tokens = tokens.detach().float()
