@@ -13,7 +13,7 @@ __all__ = ["consolidate_model"]
 def consolidate_model(
     loaded: LoadedModel, calls: Sequence[Example], *, experts: int = 4
 ) -> Consolidation:
-    """Replace the gates of a loaded model by experts and fixed sets, in place; see `consolidate`."""
+    """Replace the gates of a loaded model by experts and fixed sets, in place: `consolidate`."""
     known = provenance_of(loaded.module)
     found = consolidate(loaded.module, loaded.example, calls, experts=experts)
     new = replace(known, rewrites=(*known.rewrites, *found.records), refitted=known.refitted or 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate.call import Observation, observing
+from dynprune.gate.compensation import fold_means
 from dynprune.gate.execution import set_execution
 from dynprune.gate.forms import put_forms
 from dynprune.gate.inject import attached, gates, inject, is_gated, remove
@@ -204,8 +205,9 @@ def _watched(model: nn.Module, plan: GroupPlan, draft: GroupDraft) -> Iterator[N
                 tokens, real = noted
                 first = layer.layout == "pointwise"
                 hidden, made = (t.movedim(1, -1) if first else t for t in (args[0], y))
-                rows = [to_instances(t, len(tokens), plan.layout) for t in (hidden, made)]
-                draft.add(name, tokens, *rows, real)
+                hidden = to_instances(hidden, len(tokens), plan.layout)
+                made = to_instances(made, len(tokens), plan.layout)
+                draft.add(name, tokens, hidden, made, real)
 
             layer = model.get_submodule(channels.module)
             stack.callback(layer.register_forward_hook(after).remove)
@@ -247,6 +249,7 @@ def _fix_rest(
         mean = means[name]
         if gate.mean is not None and mean is not None:
             gate.mean.copy_(torch.zeros_like(mean) if name in drafts else mean)
+    fold_means(model)
 
 
 def _write(layer: nn.Module, index: Tensor, weight: Tensor, bias: Tensor) -> None:
