@@ -13,6 +13,7 @@ LAWS = "the laws of tests/gate/test_zoo.py and test_inject.py run it in every mo
 DEFECTS = "tests/laws/test_table.py holds models to its laws, each with a defect"
 GROUPS = "tests/graph/test_groups.py and test_adversaries.py prove what it finds"
 DECODERS = "tests/rewrite/test_surgery.py folds and unfolds every head through it"
+EXPERTS = "tests/cli/test_experts.py applies, checks, exports and reports experts"
 SCHEMA = "tests/recipe/test_load.py and test_schema.py read and refuse recipes through it"
 
 # Modules without a test file of their own, and where what they do is proven until they have one.
@@ -38,6 +39,16 @@ ELSEWHERE = {
     "dynprune/files.py": "tests/models/test_storage.py and tests/reliability write through it",
     "dynprune/graph/evidence.py": "tests/graph/test_causality.py judges every layer by it",
     "dynprune/graph/fallback.py": "tests/graph/test_trace.py records runs with it",
+    "dynprune/gate/expert_record.py": "tests/gate/test_experts.py writes and reads records",
+    "dynprune/gate/expert_rows.py": "tests/gate/test_experts.py keeps shared rows once",
+    "dynprune/gate/forms.py": EXPERTS,
+    "dynprune/gate/router.py": "tests/gate/test_experts.py routes",
+    "dynprune/laws/experts.py": EXPERTS,
+    "dynprune/measure/expert_use.py": EXPERTS,
+    "dynprune/pipeline/experts.py": EXPERTS,
+    "dynprune/planning/expert_draft.py": "tests/planning/test_experts.py fits drafts",
+    "dynprune/planning/expert_seats.py": "tests/planning/test_experts.py fits them in sequence",
+    "dynprune/export/passes/groups.py": "tests/export/test_experts.py writes it into files",
     "dynprune/gate/route.py": "tests/gate/test_experts.py and tests/planning/test_experts.py route",
     "dynprune/graph/gather.py": GROUPS,
     "dynprune/graph/neurons.py": GROUPS,
