@@ -148,8 +148,8 @@ def refit_in_sequence(
             one_shot = fit_consumers(model, calls, ridge=ridge)
             put(one_shot)
     logger.info(
-        "Refitted in sequence, the output of %d inputs that were held back is off by %.4f, each "
-        "layer on its own by %.4f: %s.",
+        "Refitted in sequence, the output of %d inputs that were held back is off by %.3g, each "
+        "layer on its own by %.3g: %s.",
         sum(call.batch for call in held),
         sequential_error,
         one_shot_error,
