@@ -21,7 +21,8 @@ from dynprune.gate.compensation import settle_means
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
-from dynprune.gate.products import Site, hosts_of, narrow_products
+from dynprune.gate.products import hosts_of, narrow_products
+from dynprune.gate.slots import Site
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import Channels
 from dynprune.host.chance import seeded
