@@ -174,11 +174,12 @@ def _build(model: nn.Module, plans: Sequence[GroupPlan], scope: Scope) -> dict[s
         gate.train(owner.training)
         again = f"_{len(owner.gates)}" if group.kind in owner.gates else ""
         owner.gates[group.kind + again] = gate
-        for position, channels in enumerate(group.producers):
-            last = position == len(group.producers) - 1
+        last = [c.module for c in group.producers if c.beside is None][-1:]
+        for channels in group.producers:
             index = None if channels.is_whole else channels.index
-            value = group.kind == "qk" and last
-            linear(channels).bind("makes", gate, index, carries_value=value)
+            value = group.kind == "qk" and (channels.beside or channels.module) in last
+            beside = channels.beside is not None
+            linear(channels).bind("makes", gate, index, carries_value=value, beside=beside)
         for channels in group.consumers:
             index = None if channels.is_whole else channels.index
             linear(channels).bind("reads", gate, index, carries_value=True)

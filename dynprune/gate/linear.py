@@ -93,6 +93,7 @@ class DynamicLinear(nn.Module):
         index: Tensor | None,
         *,
         carries_value: bool,
+        beside: bool = False,
     ) -> None:
         """Tie one axis of the layer to a gate, in place.
 
@@ -101,13 +102,14 @@ class DynamicLinear(nn.Module):
             gate: of the neurons.
             index: (neurons, m) positions; None where they are the whole axis.
             carries_value: whether the gate's values multiply here.
+            beside: whether the layer is a branch, whose outputs are added to another one's.
         """
         bindings: tuple[Binding, ...] = getattr(self, side)
         name = None
         if index is not None:
             name = f"{side}_{len(bindings)}"
             self.register_buffer(name, index.to(self.weight.device), persistent=False)
-        setattr(self, side, (*bindings, Binding(gate.members, name, carries_value)))
+        setattr(self, side, (*bindings, Binding(gate.members, name, carries_value, beside)))
         if side == "reads" and gate.mean is not None and self.offset is None:
             self.offset = torch.zeros_like(self.matrix[:, 0], memory_format=torch.contiguous_format)
 
