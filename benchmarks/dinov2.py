@@ -169,11 +169,11 @@ def page(document: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "*Fixed* keeps one set for all pictures and leaves narrow plain layers;",
-        "*each picture's own* has gates. *In sequence* is `apply.calibration.refit: sequential`:",
-        "every layer that reads",
-        "pruned neurons is fitted on what the pruned layers before it really give, to the dense",
-        "residual stream behind it. All groups: queries with keys, values, hidden layers.",
+        "*Fixed* keeps one set for every picture and leaves narrow plain layers; *each picture's",
+        "own* has gates; *experts* have a set and consumers of their own, routed by the picture or",
+        "by each token. *In sequence* is `apply.calibration.refit: sequential`: every layer that",
+        "reads pruned neurons is fitted on what the pruned layers before it really give, to the",
+        "dense residual stream behind it. All groups: queries with keys, values, hidden layers.",
     ]
     return "\n".join(lines) + "\n"
 

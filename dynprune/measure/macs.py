@@ -11,6 +11,7 @@ from torch import nn
 from dynprune.example import Example
 from dynprune.gate import attached, gates, is_gated, remove
 from dynprune.gate.expert_record import without_experts
+from dynprune.gate.expert_rows import rows_in_place, shared_rows
 from dynprune.gate.route import has_experts, routers
 from dynprune.graph import RULES, Grouping, Rule
 from dynprune.graph.groups import find_groups
@@ -242,9 +243,10 @@ def as_published(model: nn.Module) -> nn.Module:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Count the parameters that a model computes with.
+    """Count the parameters that a model computes with, as files hold them.
 
-    A folded decoder's source keeps its projections for the way back alone; they do not count.
+    A folded decoder's source keeps its projections for the way back alone; they do not count. Rows
+    that several experts share count once.
     """
     idle = {
         parameter
@@ -253,4 +255,5 @@ def parameter_count(model: nn.Module) -> int:
         for kept in module.frozen_modules()
         for parameter in kept.parameters()
     }
-    return sum(parameter.numel() for parameter in model.parameters() if parameter not in idle)
+    with rows_in_place(model, shared_rows(model)):
+        return sum(parameter.numel() for parameter in model.parameters() if parameter not in idle)

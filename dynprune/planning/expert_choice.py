@@ -22,8 +22,8 @@ WORTH = 0.03
 ROWS = 64
 """Tokens that a product should have left for each expert, where tokens choose."""
 
-CALLS = 4
-"""Calls for each expert, at least, where whole inputs choose."""
+INPUTS = 4
+"""Inputs for each expert, at least, where whole inputs choose."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def choose_counts(
     if not held:
         why = f"{len(calls)} inputs do not tell what a choice is worth"
         return [Bought(p.group.name, None, 1, None, None, 0, why) for p in plans]
+    inputs = sum(call.batch for call in fitted)
     offers: dict[str, list[_Offer]] = {plan.group.name: [] for plan in plans}
     most = dict.fromkeys(offers, 1)
     for count in COUNTS:
@@ -105,7 +106,8 @@ def choose_counts(
                 offers[name].append(_Offer(count, draft.stored, draft.error))
             if count == 1:
                 by_token = grains[name] == "token"
-                most[name] = draft.rows // len(held) // ROWS if by_token else len(fitted) // CALLS
+                rows = draft.rows // sum(call.batch for call in held)
+                most[name] = rows // ROWS if by_token else inputs // INPUTS
     return _buy(offers, grains, budget)
 
 

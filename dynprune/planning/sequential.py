@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate.binding import Bound
 from dynprune.gate.execution import set_execution
@@ -23,7 +22,7 @@ from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import dense_function
 from dynprune.planning.expert_seats import ExpertSeat, active, seat_of, seated
 from dynprune.planning.least_squares import RIDGE, Moments
-from dynprune.planning.refit import Weights, fit_consumers, put, weights_of
+from dynprune.planning.refit import Weights, fit_consumers, put, refit_consumers, weights_of
 from dynprune.planning.stream import Added, Follow, correction
 from dynprune.rewrite.overwritten import overwriting
 
@@ -33,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 HELD_BACK = 8  # one call of so many, and one at least, tells which fit is better
 LEAST_CALLS = 3
+BETTER = 0.999  # error over error: what differs by less differs by rounding
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Refit:
         layers: consumers that were refitted.
         in_sequence: whether they were in sequence; else each on the dense model's activations.
         one_shot_error: of the output on calls that were held back, each layer fitted on its own:
-            squared difference to the dense one over its squared norm.
+            squared difference to the dense one over its squared norm; None where none were.
         sequential_error: likewise, fitted in sequence.
     """
 
     layers: int
     in_sequence: bool
-    one_shot_error: float
-    sequential_error: float
+    one_shot_error: float | None
+    sequential_error: float | None
 
 
 @dataclass(frozen=True)
@@ -103,21 +103,24 @@ def refit_in_sequence(
 
     Args:
         model: gated and calibrated; order, means and predictors stay.
-        calls: inputs, three at least, about 32 in all.
+        calls: inputs, about 32 in all; of fewer than three none can be held back, and
+            `refit_consumers` is all that is done.
         ridge: lambda, over the mean square of a kept neuron.
         seats: groups whose consumers are those of experts, which are refitted instead.
 
     Raises:
-        UsageError: where there are fewer calls.
+        UsageError: where ``calls`` is empty.
 
     Source: layer-wise reconstruction on the pruned layers' own inputs as in GPTQ, arXiv 2210.17323;
     the target that corrects earlier errors is ours.
     """
     if len(calls) < LEAST_CALLS:
-        raise UsageError(
-            f"Refitting in sequence needs {LEAST_CALLS} calls at least, some to fit and one to "
-            f"hold back, got {len(calls)}. Give more, or apply.calibration.refit: true."
+        logger.warning(
+            "Of %d inputs none can be held back to tell whether refitting in sequence is better: "
+            "each layer is refitted on its own.",
+            len(calls),
         )
+        return Refit(refit_consumers(model, calls, ridge=ridge), False, None, None)
     held = list(calls[HELD_BACK - 1 :: HELD_BACK] or calls[-1:])
     fitted = [call for call in calls if not any(call is other for other in held)]
     layers = _consumers(model)
@@ -137,7 +140,7 @@ def refit_in_sequence(
             put(in_sequence)
             with _pruned(model, seats):
                 sequential_error = _error(_outputs(model, held), wanted)
-        better = sequential_error < one_shot_error
+        better = sequential_error < BETTER * one_shot_error
         if not better:
             for seat, own in zip(seats, readers, strict=True):
                 seat.draft.readers = own

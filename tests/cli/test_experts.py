@@ -44,6 +44,14 @@ def test_the_file_holds_experts_beside_narrow_layers(experts):
     assert model.get_submodule("segformer.stages.1.blocks.0.attention").head_dim == 4
 
 
+def test_the_file_holds_rows_that_experts_share_once(experts):
+    weights, model = load_file(experts / "model.safetensors"), load(experts)
+    whole = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    once = {name for name, tensor in weights.items() if tensor.shape != whole[name]}
+    assert any(name.endswith("fc1.weight") for name in once)
+    assert sum(t.numel() for t in weights.values()) < sum(s.numel() for s in whole.values())
+
+
 def test_what_is_loaded_answers_as_what_was_written(experts, tmp_path):
     from dynprune.models.storage import save
 
@@ -123,3 +131,17 @@ def test_the_card_says_what_it_is(experts):
     card = (experts / "README.md").read_text()
     assert "gave 2 hidden layers" in card
     assert "# dense, dynamically pruned" in card
+
+
+def test_the_report_of_neurons_tells_their_types_and_the_use_of_each_expert(run, experts, data):
+    found = run("report", "neurons", experts, "--data", data, "--json").document
+    routed = [group for group in found["groups"] if group["experts"] == 2]
+    assert len(routed) == 2
+    for group in routed:
+        assert (
+            group["types"]["I"] + group["types"]["II"] + group["types"]["III"] == group["neurons"]
+        )
+        assert 2 * group["kept"] == 2 * group["types"]["I"] + group["types"]["II"]
+        assert sum(group["use"]) == pytest.approx(1.0)
+    told = run("report", "neurons", experts, "--data", data).out
+    assert "chosen by" in told
