@@ -208,9 +208,16 @@ def _first_plan(
     if isinstance(layout, str):
         return plan.refused(layout)
     plan = replace(plan, layout=layout)
+    if group.kind == "qk" and group.carriers and group.slots is None:
+        return plan.refused(f"the heads of queries behind {group.carriers[0].module} are not alike")
+    partly = group.kind == "qk" or not all(channels.is_whole for channels in group.carriers)
+    if group.slots is not None and (group.parameters or (group.carriers and partly)):
+        for channels in group.carriers:
+            fault = why_irreplaceable(model.get_submodule(channels.module))
+            if fault is not None:
+                return plan.refused(f"{channels.module} {fault}")
+        return replace(plan, products=group.slots)
     if group.parameters:
-        if group.slots is not None:
-            return replace(plan, products=group.slots)
         why = f"{group.parameters[0]} is used channel by channel outside a layer of its own"
         return replace(plan, mode="scatter", reason=why)
     probe_gate = NeuronGate(

@@ -93,6 +93,8 @@ class DynamicLinear(nn.Module):
         index: Tensor | None,
         *,
         carries_value: bool,
+        beside: bool = False,
+        hides: bool = True,
     ) -> None:
         """Tie one axis of the layer to a gate, in place.
 
@@ -101,13 +103,15 @@ class DynamicLinear(nn.Module):
             gate: of the neurons.
             index: (neurons, m) positions; None where they are the whole axis.
             carries_value: whether the gate's values multiply here.
+            beside: whether the layer is a branch, whose outputs are added to another one's.
+            hides: whether queries and keys that are skipped are zero here, and not later.
         """
         bindings: tuple[Binding, ...] = getattr(self, side)
         name = None
         if index is not None:
             name = f"{side}_{len(bindings)}"
             self.register_buffer(name, index.to(self.weight.device), persistent=False)
-        setattr(self, side, (*bindings, Binding(gate.members, name, carries_value)))
+        setattr(self, side, (*bindings, Binding(gate.members, name, carries_value, beside, hides)))
         if side == "reads" and gate.mean is not None and self.offset is None:
             self.offset = torch.zeros_like(self.matrix[:, 0], memory_format=torch.contiguous_format)
 
@@ -175,7 +179,9 @@ class DynamicLinear(nn.Module):
         hidden = [
             bound
             for bound, binding in zip(made, self.makes, strict=True)
-            if bound.selection.execution == "masked" and binding.neurons.kind == "qk"
+            if bound.selection.execution == "masked"
+            and binding.neurons.kind == "qk"
+            and binding.hides
         ]
         if not hidden:
             return y

@@ -125,7 +125,7 @@ def dense_function(model: nn.Module) -> Iterator[None]:
 def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
     handles = []
     if gate.kind == "qk":
-        ports = ports_of(model, gate, "makes")
+        ports = [found for found in ports_of(model, gate, "makes") if not found[1].beside]
         for (layer, port), column, into in (
             (ports[0], 0, tally.queries),
             (ports[-1], -1, None),

@@ -29,7 +29,8 @@ def start_from_weights(model: nn.Module) -> None:
     """
     with torch.no_grad():
         for gate in gates(model).values():
-            made = [weight_norm(layer, port, 1) for layer, port in ports_of(model, gate, "makes")]
+            makers = [found for found in ports_of(model, gate, "makes") if not found[1].beside]
+            made = [weight_norm(layer, port, 1) for layer, port in makers]
             read = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]
             weight = made[0] * (made[-1] if gate.kind == "qk" else torch.stack(read).norm(dim=0))
             _set_prior(gate, weight[None])
