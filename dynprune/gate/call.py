@@ -44,6 +44,7 @@ class GatedNeurons:
         segments: parts that each keep equally many: the heads, or 1.
         layout: where the batch is in the tensors that the group's layers see.
         scope: of the model that the gate was put into.
+        per_token: whether every token chooses for itself.
     """
 
     name: str
@@ -52,6 +53,7 @@ class GatedNeurons:
     segments: int
     layout: InstanceLayout
     scope: "Scope"
+    per_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Observation:
 
     Attributes:
         neurons: of the gate.
-        tokens: (B, T, C) that it chose by.
+        tokens: (B, T, C) that it chose by; (B * T, 1, C) where every token chooses for itself, and
+            is an instance in all that follows.
         real: (B, T) tokens that are no padding; None where all count.
         output: scores and values.
         selection: what it chose.

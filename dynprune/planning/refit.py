@@ -15,7 +15,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.gate.predictor import pool_tokens
+from dynprune.gate.selection import GateOutput
 from dynprune.gate.topr import keep_mask, top_r
 from dynprune.host.modes import at_inference
 from dynprune.host.trial import Snapshot
@@ -58,8 +58,8 @@ def refit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float 
         \| W z - W' (M \circ z) - b' \|^2 + \lambda \| W' - W \|^2
 
     over the tokens of a few inputs to the dense model. The minimum is a linear system a layer.
-    The masks are each input's own, so one weight serves all of them. A consumer that reads other
-    neurons besides, or is not a plain linear of one group, stays as it is.
+    The masks are each input's own, or each token's, so one weight serves all of them. A consumer
+    that reads other neurons besides, or is not a plain linear of one group, stays as it is.
 
     Args:
         model: gated and calibrated; order, means and predictors stay.
@@ -120,16 +120,21 @@ def _empty(gate: NeuronGate) -> _Sums:
 def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: _Sums) -> Iterator[None]:
     """Add up the moments of every call while the block runs."""
     masks: Tensor | None = None
+    counts: Tensor | None = None
 
     def note(seen: Observation) -> None:
-        nonlocal masks
+        nonlocal masks, counts
         if seen.neurons is gate.members:
-            masks = _masks(gate, pool_tokens(seen.tokens, gate.config.pool, seen.real), kept)
+            masks, counts = _masks(gate, seen.output, kept), seen.real
 
     def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
         x = args[0].movedim(1, -1) if module.layout == "pointwise" else args[0]
         assert masks is not None
         tokens = to_instances(x, len(masks), gate.layout)  # (B, T, neurons)
+        if gate.per_token:
+            chosen = slice(None) if counts is None else counts.flatten().bool()
+            _add_tokens(sums, tokens[chosen].squeeze(1), masks[chosen], gate.mean)
+            return
         real = gate.members.scope.current().real(tokens)
         for row, mask in enumerate(masks):
             z = tokens[row] if real is None else tokens[row][real[row].bool()]
@@ -153,9 +158,19 @@ def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: _Sums) -> It
         handle.remove()
 
 
-def _masks(gate: NeuronGate, summary: Tensor, kept: int) -> Tensor:
+def _add_tokens(sums: _Sums, z: Tensor, mask: Tensor, mean: Tensor | None) -> None:
+    """Add tokens (n, neurons), each with a mask of its own, in place."""
+    z = (z if mean is None else z - mean).to(mask.dtype)
+    part = z * mask
+    sums.across += z.t() @ part
+    sums.kept += part.t() @ part
+    sums.whole_mean += z.sum(0, dtype=torch.float64)
+    sums.kept_mean += part.sum(0, dtype=torch.float64)
+    sums.tokens += len(z)
+
+
+def _masks(gate: NeuronGate, output: GateOutput, kept: int) -> Tensor:
     """Return (B, neurons): the factors that these inputs' neurons would have at the final ratio."""
-    output = gate.scores_of(summary)
     precise = torch.promote_types(output.scores.dtype, torch.float32)
     mask = keep_mask(top_r(output.scores, kept, gate.segments), gate.neurons, precise)
     return mask if output.factor is None else mask * output.factor

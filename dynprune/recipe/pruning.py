@@ -21,6 +21,9 @@ class Target(Section):
     keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of these groups' neurons kept at the end (fraction); default 1 - sparsity.final."""
 
+    grain: Literal["instance", "token"] | None = None
+    """Who chooses these groups' neurons; default apply.gate.grain."""
+
     @model_validator(mode="after")
     def _check_choice(self) -> Self:
         if (self.kind is None) == (self.match is None):
@@ -35,14 +38,22 @@ class Gate(Section):
     """What is chosen: single neurons for every input, or one set for all, with the rest of the
     neurons removed for good from layers that stay plain."""
 
+    grain: Literal["instance", "token"] = "instance"
+    """Who chooses: each input for all of its tokens, or each token of a hidden layer for itself."""
+
+    predict: Literal["low-rank", "gate-projection", "both"] = "low-rank"
+    """What a token's choice is made of at grain token: a linear map of it, the gate projection of a
+    gated hidden layer (SwiGLU), or both."""
+
     mode: Literal["value", "straight_through"] = "value"
     """Kept neurons carry the gate's values, or 1 with the value's gradient."""
 
     hidden_ratio: Annotated[float, Field(gt=0.0, le=4.0)] = 0.0625
-    """Width of the predictor's hidden layer as a share of the gated layer's input (fraction)."""
+    """Width of the predictor's hidden layer, or its rank at grain token, as a share of the gated
+    layer's input (fraction)."""
 
     hidden: PositiveInt | None = None
-    """Width of the predictor's hidden layer (neurons), whatever hidden_ratio says."""
+    """Width of the predictor's hidden layer (neurons), or its rank, whatever hidden_ratio says."""
 
     align: PositiveInt = 8
     """Each head or hidden layer keeps a multiple of this (neurons)."""
@@ -97,6 +108,22 @@ class Apply(Section):
 
     drop_dead: bool = False
     """Whether hidden neurons that never matter on the data (type III) first go for good."""
+
+    @model_validator(mode="after")
+    def _check_token(self) -> Self:
+        gate = self.gate
+        grains = [target.grain or gate.grain for target in self.targets]
+        if "token" not in grains:
+            if gate.predict != "low-rank":
+                raise ValueError(f"gate.predict: {gate.predict} is for gate.grain: token")
+            return self
+        keys = ("choose", "neurons"), ("input", "tokens"), ("pool", "mean"), ("order", "dynamic")
+        for key, only in keys:
+            if getattr(gate, key) != only and (
+                key in ("choose", "order") or set(grains) == {"token"}
+            ):
+                raise ValueError(f"gate.{key}: {getattr(gate, key)} has no effect at grain token")
+        return self
 
 
 class Schedule(Section):
