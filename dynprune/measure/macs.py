@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from dynprune.example import Example
-from dynprune.gate import attached, gates, is_gated, remove
+from dynprune.gate import attached, gates, is_gated, recording, remove
 from dynprune.graph import RULES, Rule
 from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import MacNode
 from dynprune.host.modes import evaluating
+from dynprune.host.trial import trial
 from dynprune.measure.executed import Formula, count_executed
 from dynprune.models import is_fixed, provenance_of, records_of, set_provenance
 from dynprune.rewrite import FoldedDecoder, undo
@@ -77,6 +78,8 @@ class MacsReport:
         pruned_parameters: of the pruned model, without what it keeps only for the way back.
         layers: module by module, in the order in which they run.
         uncounted: operators that ran and have no formula; what they cost is missing everywhere.
+        masked: groups that computed all of their neurons in these calls, though they can be
+            narrowed: many tokens at once each chose for themselves. Executed counts say so.
     """
 
     input: tuple[int, ...]
@@ -88,6 +91,7 @@ class MacsReport:
     pruned_parameters: int
     layers: tuple[LayerMacs, ...]
     uncounted: tuple[str, ...] = ()
+    masked: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of ``dynprune report flops --json``."""
@@ -107,6 +111,7 @@ class MacsReport:
                 for layer in self.layers
             ],
             "uncounted": list(self.uncounted),
+            "masked": list(self.masked),
         }
 
 
@@ -170,9 +175,16 @@ def macs_report(
         {name: gate.keep_ratio for name, gate in found.items()},
         {plan.group.name: plan.mode for plan in plans},
     )
-    for name, gate in found.items():
+    choosers, masked = _per_token(model, example)
+    for plan in plans:
+        name = plan.group.name
+        if (gate := found.get(name)) is None:
+            continue
         if gate.macs:
-            pruned[f"{name} (gate)"] = gate.macs * example.batch
+            pruned[f"{name} (gate)"] = gate.macs * choosers.get(name, example.batch)
+        if gate.reads_projection:  # which is computed in full
+            owner = plan.group.producers[0].module
+            pruned[owner] = sum(node.macs for node in left.costs if node.module == owner)
     names = dict.fromkeys([*before.by_module, *pruned])
     return MacsReport(
         input=tuple(example.tensors[0].shape),
@@ -185,8 +197,25 @@ def macs_report(
         layers=tuple(
             LayerMacs(name, before.by_module.get(name, 0), pruned.get(name, 0)) for name in names
         ),
+        masked=masked,
         uncounted=tuple(sorted({op for count in (before, *counts) for op in count.uncounted})),
     )
+
+
+def _per_token(model: nn.Module, example: Example) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the tokens that chose for themselves, gate by gate, and the gates that were masked."""
+    if not any(gate.per_token for gate in gates(model).values()):
+        return {}, ()
+    with evaluating(model), torch.no_grad(), trial(model), recording() as seen:
+        example.run(model)
+    tokens = {
+        name: sum(len(observation.output.scores) for observation in observations)
+        for name, observations in seen.items()
+        if observations[0].neurons.per_token
+    }
+    masked = (name for name in tokens if seen[name][0].selection.execution == "masked")
+    able = {name for name, gate in gates(model).items() if gate.verified != "masked"}
+    return tokens, tuple(name for name in masked if name in able)
 
 
 def without_gates(model: nn.Module) -> nn.Module:

@@ -56,7 +56,7 @@ FAMILIES = ["vit", "bert", "gpt2", "llama", "phi3", "t5", "conv1x1_convnext", "d
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_hidden_layers_choose_per_token_in_every_family(name):
-    model, record, _ = gated_per_token(name)
+    _, record, _ = gated_per_token(name)
     assert set(modes(record).values()) == {"compact"}
     assert {plan.mode for plan in record.plans if plan.group.kind != "ffn"} <= {"refused"}
 
@@ -80,7 +80,7 @@ def test_what_a_token_chooses_depends_on_nothing_but_the_token(name):
 
 
 def test_a_depthwise_convolution_between_refuses_the_tokens_choice():
-    model, record, _ = gated_per_token("mmseg_segformer")
+    _, record, _ = gated_per_token("mmseg_segformer")
     found = {p.reason for p in record.plans if p.group.kind == "ffn" and p.group.carriers}
     assert found == {MIXED}
 
