@@ -29,7 +29,6 @@ from dynprune.gate.selection import GateOutput, Selection, threshold
 
 __all__ = ["Call", "GatedNeurons", "Observation", "Scope", "forcing", "observing", "recording"]
 
-
 _KEPT = "_dynprune_calls"  # attribute of what gradient checkpointing keeps
 
 
@@ -62,8 +61,7 @@ class Observation:
 
     Attributes:
         neurons: of the gate.
-        tokens: (B, T, C) that it chose by; (B * T, 1, C) where every token chooses for itself, and
-            is an instance in all that follows.
+        tokens: (B, T, C) that it chose by; (B * T, 1, C) where each token chooses for itself.
         real: (B, T) tokens that are no padding; None where all count.
         output: scores and values.
         selection: what it chose.

@@ -24,7 +24,7 @@ GateMode = Literal["value", "straight_through"]
 Order = Literal["dynamic", "fixed", "prefix", "random"]
 Compensation = Literal["zero", "mean", "learned"]
 Grain = Literal["instance", "token"]
-Predict = Literal["low-rank", "gate-projection", "both"]
+Predict = Literal["low-rank", "preactivation", "gate-projection", "both"]
 
 Importance = Callable[[Any], Tensor]
 """From the moments of a group's neurons (`dynprune.measure.moments.NeuronMoments`) to what each is
@@ -58,11 +58,13 @@ class GateConfig:
             the gate and saves nothing.
         grain: who chooses: each input ``instance`` for all of its tokens, or each ``token`` for
             itself, which a hidden layer that mixes no tokens allows.
-        predict: what a token's scores are made of: a ``low-rank`` linear map of it, the
-            ``gate-projection`` of a gated hidden layer (SwiGLU), or ``both``; ``low-rank`` alone
-            where each instance chooses. ``hidden`` or ``hidden_ratio`` is its rank.
-        activation: what the gate projection passes through, as running showed; set when the gate
-            is put in.
+        predict: what a token's scores are made of: a ``low-rank`` linear map of it; its
+            ``preactivation`` estimated by such a map, through the layer's own activation; the
+            ``gate-projection`` of a gated hidden layer (SwiGLU); or ``both`` that and an estimate
+            of the other projection. ``low-rank`` alone where each instance chooses. ``hidden`` or
+            ``hidden_ratio`` is the rank.
+        activation: what the preactivation or the gate projection passes through, as running
+            showed; set when the gate is put in.
     """
 
     prune_ratio: float = 0.5

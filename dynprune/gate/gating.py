@@ -1,4 +1,4 @@
-"""Find the gate projection of a gated hidden layer, a(g) u, by running the model."""
+"""Find what a hidden layer does to its preactivations, a(y) or a(g) u, by running the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,10 +19,10 @@ __all__ = ["with_activations"]
 def with_activations(
     model: nn.Module, example: Example, plans: Sequence[GroupPlan]
 ) -> list[GroupPlan]:
-    """Note in the plans that choose by a gate projection what it passes through.
+    """Note in the plans that choose by preactivations or gate projections what these pass through.
 
     The model is run once; a group is such a layer where what its consumer reads is one of
-    `ACTIVATIONS` of its first producer's output, times that of its second.
+    `ACTIVATIONS` of its first producer's output; times that of its second, in a gated layer.
 
     Args:
         model: dense, in eval mode.
@@ -40,21 +40,26 @@ def with_activations(
         given, made = _observed(model, example, names)
     found: dict[str, GroupPlan] = {}
     for plan in wanted:
-        fault = _fault(plan.group)
+        gated = plan.config.predict != "preactivation"
+        fault = _fault(plan.group, 2 if gated else 1)
         activation = None if fault else _activation(plan.group, given, made)
         if activation is None:
-            fault = fault or "what reads its neurons is not an activation of the first times others"
-            plan = plan.refused(f"it has no gate projection to choose by: {fault}")
+            what = "gate projection" if gated else "preactivation"
+            fault = fault or "between its layers is something else than an activation that is known"
+            plan = plan.refused(
+                f"it has no {what} to choose by: {fault} (apply.gate.predict: low-rank asks none)"
+            )
         else:
             plan = replace(plan, config=replace(plan.config, activation=activation))
         found[plan.group.name] = plan
     return [found.get(plan.group.name, plan) for plan in plans]
 
 
-def _fault(group: NeuronGroup) -> str | None:
-    """Say why a group is no gated layer by its form alone, or None."""
-    if len(group.producers) != 2 or group.producers[0].module == group.producers[1].module:
-        return f"its neurons come from {len(group.producers)} layers, and not from two"
+def _fault(group: NeuronGroup, wanted: int) -> str | None:
+    """Say why a group has not the form of such a layer, or None."""
+    makers = len({channels.module for channels in group.producers})
+    if makers != wanted or len(group.producers) != wanted:
+        return f"its neurons come from {makers} layers, and not from {wanted}"
     if not all(c.is_whole for c in (*group.producers, *group.consumers)):
         return "its layers hold other neurons besides"
     return None
@@ -64,12 +69,13 @@ def _activation(
     group: NeuronGroup, given: Mapping[str, Tensor], made: Mapping[str, Tensor]
 ) -> str | None:
     """Name what the first producer's output passes through, or None where it is none known."""
-    first, second = (made.get(channels.module) for channels in group.producers)
+    ys = [made[c.module] for c in group.producers if c.module in made]
     read = given.get(group.consumers[0].module)
-    if first is None or second is None or read is None or first.shape != read.shape:
+    if read is None or len(ys) < len(group.producers) or any(y.shape != read.shape for y in ys):
         return None
     for name, function in ACTIVATIONS.items():
-        if second.shape == read.shape and close([function(first) * second], [read]):
+        found = function(ys[0]) if len(ys) == 1 else function(ys[0]) * ys[1]
+        if close([found], [read]):
             return name
     return None
 

@@ -25,7 +25,11 @@ from dynprune.gate.predictor import (
     pooled_width,
 )
 from dynprune.gate.selection import GateOutput, Selection, select
-from dynprune.gate.token_predictor import LowRankPredictor, ProjectionPredictor
+from dynprune.gate.token_predictor import (
+    LowRankPredictor,
+    PreactivationPredictor,
+    ProjectionPredictor,
+)
 from dynprune.gate.topr import kept_count
 
 __all__ = ["NeuronGate"]
@@ -102,7 +106,7 @@ class NeuronGate(nn.Module):
         self.register_buffer("prior", torch.zeros(neurons, device=device, dtype=dtype))
         if config.mode == "value" and self.predictor is not None:
             # A predictor of the user's own need not start as zero; its factor then does.
-            own = config.predictor is not None or self.reads_projection
+            own = config.predictor is not None or config.predict != "low-rank"
             start = torch.zeros if own else torch.ones
             self.beta = nn.Parameter(start((), device=device, dtype=dtype))
         self.mean: nn.Parameter | None = None
@@ -291,12 +295,23 @@ def _predictor(
     if config.predictor is not None:
         return make_own_predictor(config.predictor, features, neurons, device=device, dtype=dtype)
     hidden = config.hidden or max(LEAST_HIDDEN, round(config.hidden_ratio * in_features))
-    if config.grain == "token" and config.predict == "low-rank":
-        return LowRankPredictor(in_features, neurons, hidden, device=device, dtype=dtype)
     if config.grain == "token":
-        rank = hidden if config.predict == "both" else 0
-        activation = config.activation or "silu"
-        return ProjectionPredictor(
-            in_features, neurons, rank, activation, device=device, dtype=dtype
-        )
+        return _token_predictor(in_features, neurons, hidden, config, device, dtype)
     return GatePredictor(features, neurons, hidden, device=device, dtype=dtype)
+
+
+def _token_predictor(
+    in_features: int,
+    neurons: int,
+    rank: int,
+    config: GateConfig,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    if config.predict == "low-rank":
+        return LowRankPredictor(in_features, neurons, rank, device=device, dtype=dtype)
+    kind = PreactivationPredictor if config.predict == "preactivation" else ProjectionPredictor
+    rank = 0 if config.predict == "gate-projection" else rank
+    return kind(
+        in_features, neurons, rank, config.activation or "identity", device=device, dtype=dtype
+    )

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from dynprune.gate.predictor import INSERTION_STD
 
-__all__ = ["ACTIVATIONS", "LowRankPredictor", "ProjectionPredictor"]
+__all__ = [
+    "ACTIVATIONS",
+    "LowRankPredictor",
+    "PreactivationPredictor",
+    "ProjectionPredictor",
+    "TokenPredictor",
+]
 
 
 def _relu_squared(x: Tensor) -> Tensor:
@@ -25,7 +31,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "identity": lambda x: x,
 }
-"""What a gate projection may pass through before it multiplies its neurons."""
+"""What a preactivation, or a gate projection before it multiplies its neurons, may pass through."""
 
 
 class LowRankPredictor(nn.Module):
@@ -69,6 +75,65 @@ class LowRankPredictor(nn.Module):
     def macs(self) -> int:
         """Multiply-adds for one token."""
         return self.down.weight.numel() + self.up.weight.numel()
+
+
+class PreactivationPredictor(nn.Module):
+    r"""How far a neuron a(y) will be from its mean, from an estimate of its preactivation y.
+
+    .. math:: f = c \, \sqrt{(a(\hat y) - \mu)^2 + v}, \qquad \hat y = W_{up} W_{down} x + b
+
+    A preactivation is linear in the token, so that its estimate of low rank loses little, and
+    nothing at full rank; a linear map of the token to how large a neuron is never gets there.
+
+    Args:
+        in_features: width of a token.
+        neurons: neurons of the group.
+        rank: of the estimate.
+        activation: a, a key of `ACTIVATIONS`.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape:
+        - Input: (N, in_features) tokens
+        - Output: (N, neurons)
+
+    Attributes:
+        scale: (neurons,) c, norm of what reads the neuron.
+        center: (neurons,) mu, its mean.
+        spread: (neurons,) root of v, of what the estimate loses.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        neurons: int,
+        rank: int,
+        activation: str,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.activation = in_features, activation
+        make = partial(LowRankPredictor, device=device, dtype=dtype)
+        self.estimate = make(in_features, neurons, rank)
+        self.scale = nn.Parameter(torch.ones(neurons, device=device, dtype=dtype))
+        self.center = nn.Parameter(torch.zeros(neurons, device=device, dtype=dtype))
+        self.spread = nn.Parameter(torch.ones(neurons, device=device, dtype=dtype))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return f for every token."""
+        off = ACTIVATIONS[self.activation](self.estimate(tokens)) - self.center
+        return self.scale * (off.square() + self.spread.square() + 1e-12).sqrt()
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one token."""
+        return self.estimate.macs
+
+    def extra_repr(self) -> str:
+        """Show the activation."""
+        return self.activation
 
 
 class ProjectionPredictor(nn.Module):
@@ -130,3 +195,7 @@ class ProjectionPredictor(nn.Module):
     def extra_repr(self) -> str:
         """Show the activation."""
         return self.activation
+
+
+TokenPredictor = LowRankPredictor | PreactivationPredictor | ProjectionPredictor
+"""Any predictor of tokens."""

@@ -10,7 +10,7 @@ from dynprune.example import Example
 from dynprune.gate.compensation import fold_means
 from dynprune.gate.inject import gates
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.gate.token_predictor import ProjectionPredictor
+from dynprune.gate.token_predictor import PreactivationPredictor, ProjectionPredictor
 from dynprune.measure.moments import NeuronMoments, measure, ports_of, weight_norm
 from dynprune.planning.fit import fit_predictor
 from dynprune.planning.importance import importance_of
@@ -33,7 +33,9 @@ def start_from_weights(model: nn.Module) -> None:
         for gate in gates(model).values():
             made = [weight_norm(layer, port, 1) for layer, port in ports_of(model, gate, "makes")]
             read = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]
-            if isinstance(gate.predictor, ProjectionPredictor):  # orders by what it reads
+            if isinstance(
+                gate.predictor, PreactivationPredictor | ProjectionPredictor
+            ):  # orders by what it reads
                 gate.predictor.scale.copy_(torch.stack(read).norm(dim=0))
                 continue
             weight = made[0] * (made[-1] if gate.kind == "qk" else torch.stack(read).norm(dim=0))
@@ -76,7 +78,7 @@ def _start(gate: NeuronGate, moments: NeuronMoments, *, dynamic: bool) -> None:
     with torch.no_grad():
         if gate.mean is not None:
             gate.mean.copy_(moments.first.mean(0))
-        if isinstance(gate.predictor, ProjectionPredictor):
+        if isinstance(gate.predictor, PreactivationPredictor | ProjectionPredictor):
             return
         residual = _set_prior(gate, importance_of(gate, moments))
         if gate.per_token:

@@ -8,16 +8,24 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dynprune.example import Example
+from dynprune.gate.binding import Binding
 from dynprune.gate.call import Observation, observing
 from dynprune.gate.inject import gates
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.gate.token_predictor import ACTIVATIONS, LowRankPredictor, ProjectionPredictor
+from dynprune.gate.token_predictor import (
+    ACTIVATIONS,
+    LowRankPredictor,
+    PreactivationPredictor,
+    ProjectionPredictor,
+    TokenPredictor,
+)
 from dynprune.host.modes import at_inference
 from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import (
@@ -36,6 +44,7 @@ logger = logging.getLogger(__name__)
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # over the mean square of a token's channel
 RIDGE = 1e-3  # where no call can be held back
 HELD_BACK = 6  # one call of so many tells which ridge is best
+SPREAD_CALLS = 8  # whose tokens tell what an estimate loses
 
 
 @dataclass
@@ -95,9 +104,11 @@ def fit_token_predictors(model: nn.Module, calls: Sequence[Example]) -> None:
     A neuron's importance for a token is what `dynprune.planning.importance` says of an input: by
     default :math:`e_j = |y_j - \mu_j| \, \|W_{2,j}\|`. A low-rank predictor is the ridge regression
     of e on the token, cut to its rank by the singular vectors of the fitted values; the ridge is
-    the best on calls that are held back. The estimate beside a gate projection is the other
-    projection, which is linear in the token, at the rank that loses least of
-    :math:`\|W_{2,j}\| \, \mathrm{rms}(a(g_j)) \, u_j` over the tokens.
+    the best on calls that are held back.
+
+    A preactivation, or the projection beside a gate projection, is linear in the token already:
+    its estimate is the layer's own map at the rank that loses least over the tokens, each output
+    weighted by what reads it, and by the root mean square of a(g) in a gated layer.
 
     Args:
         model: gated; means are set. Its weights are not changed.
@@ -108,7 +119,7 @@ def fit_token_predictors(model: nn.Module, calls: Sequence[Example]) -> None:
     wanted = {
         name: gate
         for name, gate in gates(model).items()
-        if gate.per_token and isinstance(gate.predictor, LowRankPredictor | ProjectionPredictor)
+        if gate.per_token and isinstance(gate.predictor, TokenPredictor)
     }
     if not wanted:
         return
@@ -128,15 +139,17 @@ def fit_token_predictors(model: nn.Module, calls: Sequence[Example]) -> None:
             if isinstance(gate.predictor, LowRankPredictor):
                 gained = _fit_low_rank(gate, gate.predictor, used[name], held[name])
                 logger.debug("%s: the token explains %.2f of its importances", name, gained)
-            else:
-                assert isinstance(gate.predictor, ProjectionPredictor)
+            elif isinstance(gate.predictor, PreactivationPredictor):
+                _fit_preactivation(model, gate, gate.predictor, used[name].plus(held[name]))
+            elif isinstance(gate.predictor, ProjectionPredictor):
                 _fit_projection(model, gate, gate.predictor, used[name].plus(held[name]))
             if gate.config.mode == "value":
                 gate.beta.zero_()
+    _measure_spread(model, calls[:SPREAD_CALLS])
 
 
 def _of(gate: NeuronGate) -> _Sums:
-    assert isinstance(gate.predictor, LowRankPredictor | ProjectionPredictor)
+    assert isinstance(gate.predictor, TokenPredictor)
     return _Sums.empty(gate.predictor.in_features, gate.neurons, gate.prior.device)
 
 
@@ -249,6 +262,75 @@ def _put(predictor: LowRankPredictor, down: Tensor, up: Tensor, bias: Tensor) ->
     predictor.up.bias.copy_(bias)
 
 
+def _fit_preactivation(
+    model: nn.Module, gate: NeuronGate, predictor: PreactivationPredictor, sums: _Sums
+) -> None:
+    """Estimate the preactivations, in place; what that loses is measured later."""
+    reach = reach_of(model, gate).double().clamp_min(1e-12)
+    maker = ports_of(model, gate, "makes")[0][0]
+    _estimate(predictor.estimate, maker, reach, sums)
+    if gate.mean is not None:
+        predictor.center.copy_(gate.mean)
+    predictor.spread.zero_()
+    predictor.scale.copy_(reach / reach.mean())
+
+
+def _measure_spread(model: nn.Module, calls: Sequence[Example]) -> None:
+    """Set what estimates of preactivations lose, behind the activation, in place."""
+    wanted = [g for g in gates(model).values() if isinstance(g.predictor, PreactivationPredictor)]
+    if not wanted:
+        return
+    lost = {gate: torch.zeros_like(gate.prior, dtype=torch.float64) for gate in wanted}
+    tokens = dict.fromkeys(wanted, 0)
+    owners = {gate.members: gate for gate in wanted}
+    estimates: dict[NeuronGate, Tensor] = {}
+
+    def note(observation: Observation) -> None:
+        if (gate := owners.get(observation.neurons)) is not None:
+            assert isinstance(gate.predictor, PreactivationPredictor)
+            y = gate.predictor.estimate(observation.tokens.squeeze(1))
+            estimates[gate] = ACTIVATIONS[gate.predictor.activation](y)
+
+    def before(gate: NeuronGate, layer: DynamicLinear, port: Binding, x: Tensor) -> None:
+        y = neurons_at(layer, x, port, gate).flatten(0, 1).squeeze(2)
+        lost[gate] += (y - estimates[gate]).square().sum(0, dtype=torch.float64)
+        tokens[gate] += len(y)
+
+    with at_inference(model), dense_function(model), ExitStack() as stack, observing(note):
+        for gate in wanted:
+            layer, port = ports_of(model, gate, "reads")[0]
+            hook = partial(lambda g, p, m, args: before(g, m, p, args[0]), gate, port)
+            stack.callback(layer.register_forward_pre_hook(hook).remove)
+        own = Snapshot(model)
+        for call in calls:
+            call.run(model)
+            own.put_back()
+    with torch.no_grad():
+        for gate in wanted:
+            assert isinstance(gate.predictor, PreactivationPredictor)
+            gate.predictor.spread.copy_((lost[gate] / max(1, tokens[gate])).sqrt())
+
+
+def _estimate(
+    predictor: LowRankPredictor, layer: DynamicLinear, size: Tensor, sums: _Sums
+) -> Tensor:
+    """Estimate a layer's outputs at low rank, in place; return what is lost of its weight.
+
+    Args:
+        predictor: is fitted.
+        layer: linear in the tokens.
+        size: (neurons,) how much the error of each output counts.
+        sums: over tokens.
+    """
+    square, _ = sums.centred
+    mean, weight = sums.inputs / max(1, sums.tokens), layer.matrix.double()
+    constant = weight @ mean if layer.bias is None else weight @ mean + layer.bias.double()
+    down, up = _reduced(square, (weight * size[:, None]).t(), predictor.down.out_features)
+    up = up / size[:, None]
+    _put(predictor, down, up, constant - up @ (down @ mean))
+    return weight - up @ down
+
+
 def _fit_projection(
     model: nn.Module, gate: NeuronGate, predictor: ProjectionPredictor, sums: _Sums
 ) -> None:
@@ -256,20 +338,16 @@ def _fit_projection(
     reach = reach_of(model, gate).double()
     n = max(1, sums.tokens)
     square, _ = sums.centred
-    mean = sums.inputs / n
     other = ports_of(model, gate, "makes")[1][0]
-    weight = other.matrix.double()
-    constant = weight @ mean if other.bias is None else weight @ mean + other.bias.double()
     if predictor.estimate is None:
+        weight, mean = other.matrix.double(), sums.inputs / n
+        constant = weight @ mean if other.bias is None else weight @ mean + other.bias.double()
         energy = ((weight @ square) * weight).sum(1) + constant.square()
         scale = reach * energy.clamp_min(0.0).sqrt()
         predictor.scale.copy_(scale / scale.mean().clamp_min(1e-12))
         return
-    size = (reach * (sums.gates_square / n).sqrt()).clamp_min(1e-12)[:, None]
-    down, up = _reduced(square, (weight * size).t(), predictor.estimate.down.out_features)
-    up = up / size
-    _put(predictor.estimate, down, up, constant - up @ (down @ mean))
-    lost = weight - up @ down
+    size = (reach * (sums.gates_square / n).sqrt()).clamp_min(1e-12)
+    lost = _estimate(predictor.estimate, other, size, sums)
     spread = ((lost @ square) * lost).sum(1).clamp_min(0.0).sqrt()
     predictor.spread.copy_(spread)
     predictor.scale.copy_(reach / (reach * spread).mean().clamp_min(1e-12))

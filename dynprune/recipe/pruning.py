@@ -41,9 +41,10 @@ class Gate(Section):
     grain: Literal["instance", "token"] = "instance"
     """Who chooses: each input for all of its tokens, or each token of a hidden layer for itself."""
 
-    predict: Literal["low-rank", "gate-projection", "both"] = "low-rank"
-    """What a token's choice is made of at grain token: a linear map of it, the gate projection of a
-    gated hidden layer (SwiGLU), or both."""
+    predict: Literal["low-rank", "preactivation", "gate-projection", "both"] = "low-rank"
+    """What a token's choice is made of at grain token: a linear map of it; its preactivations,
+    estimated by such a map, behind their activation; in a gated hidden layer (SwiGLU) the gate
+    projection, which is computed whole; or both that and an estimate of the other projection."""
 
     mode: Literal["value", "straight_through"] = "value"
     """Kept neurons carry the gate's values, or 1 with the value's gradient."""

@@ -103,6 +103,35 @@ def test_both_at_full_rank_keep_the_neurons_that_are_largest():
     assert agree > 0.99
 
 
+def test_preactivations_at_full_rank_keep_the_neurons_that_are_furthest_from_their_means():
+    model, calls = OneLayer().eval(), calls_of()
+    with torch.no_grad():
+        model.up.bias.sub_(4.0)
+    gate = gated(model, calls, predict="preactivation", hidden=6)
+    (x,) = calls[0].tensors
+    with torch.no_grad():
+        off = torch.relu(x @ model.up.weight.t() + model.up.bias) - gate.mean
+        size = off.abs() * model.down.weight.norm(dim=0)
+    agree = (kept_by(model, calls[0]) * largest(size.flatten(0, 1))).sum() / (8 * 60)
+    assert agree > 0.99
+    assert float(gate.predictor.spread.detach().max()) < ROUNDING
+
+
+def test_what_an_estimate_loses_is_measured_behind_the_activation():
+    model, calls = OneLayer().eval(), calls_of(4)
+    with torch.no_grad():
+        model.up.bias.sub_(4.0)
+    gate = gated(model, calls, predict="preactivation", hidden=2)
+    tokens = torch.cat([call.args[0] for call in calls]).flatten(0, 1)
+    with torch.no_grad():
+        lost = torch.relu(gate.predictor.estimate(tokens)) - torch.relu(
+            tokens @ model.up.weight.t() + model.up.bias
+        )
+    wanted = lost.square().mean(0).sqrt()
+    assert float((gate.predictor.spread.detach() - wanted).abs().max()) < ROUNDING
+    assert float(wanted.max()) > 10 * ROUNDING
+
+
 @pytest.mark.parametrize("predict", ["low-rank", "both"])
 def test_calibration_moves_no_value_of_a_model_that_skips_nothing(predict):
     model, calls = nn.Sequential(SwiGlu(6, 16)).eval(), calls_of()
