@@ -94,9 +94,10 @@ def _run(recipe: Recipe, target: Path, terminal: Terminal) -> dict[str, Any]:
     terminal.note("3/5 apply: fold the decoder, gate the neurons")
     loaded = load_model(str(target / "teacher"), input_shape=recipe.model.input)
     teacher = pipeline.make_teacher(loaded, recipe.rewrite)
-    student = pipeline.apply_recipe(
-        loaded, recipe, calibration=pipeline.calibration_calls(training, recipe)
-    )
+    with terminal.working():
+        student = pipeline.apply_recipe(
+            loaded, recipe, calibration=pipeline.calibration_calls(training, recipe)
+        )
     preprocessing = preprocessing_of(recipe)
     untrained = evaluate(student, validation, preprocessing)
 

@@ -54,7 +54,8 @@ def run(
     loaded = load_subject(model, followed, weights=weights, size=size, device=device)
     from dynprune.pipeline import inspect_model
 
-    found = inspect_model(loaded, followed)
+    with terminal.working():
+        found = inspect_model(loaded, followed)
     terminal.result(found.to_json(), groups_table(found, every=every), summary(found))
     for note in found.notes:
         terminal.note(note)

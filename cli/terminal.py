@@ -90,6 +90,28 @@ class Terminal:
         else:
             yield self._line_step(title)
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Show what the library says of its own progress, part by part, while the block runs.
+
+        Where there is no terminal, parts that end within a few seconds are not worth a line.
+        """
+        from dynprune.host.progress import reporting
+
+        with self.progress("prepare") as step:
+            began: dict[str, float] = {}
+
+            def listen(part: str, done: int, total: int) -> None:
+                if done == 0:
+                    began.pop(part, None)
+                elapsed = time.monotonic() - began.setdefault(part, time.monotonic())
+                if self.err.is_terminal or elapsed > _SECONDS_BETWEEN_LINES:
+                    left = elapsed / max(done, 1) * (total - done)
+                    step(done, total, part=part, seconds_left=left)
+
+            with reporting(listen):
+                yield
+
     def _line_step(self, title: str) -> Step:
         started = shown = time.monotonic()
 

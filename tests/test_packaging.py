@@ -3,15 +3,18 @@
 import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
 from dynprune.recipe import recipe_names
 
@@ -111,4 +114,13 @@ def test_help_imports_no_torch(run):
 
 def test_the_extras_that_are_documented_exist():
     extras = importlib.metadata.metadata("dynprune").get_all("Provides-Extra")
-    assert {"onnx", "openvino", "demo", "tensorboard", "dev"} <= set(extras)
+    assert {"onnx", "openvino", "demo", "tensorboard", "docs", "dev"} <= set(extras)
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == version
+    first = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.M)
+    assert first[1] == version
+    minor = version.rpartition(".")[0]
+    assert f"| {minor} | yes |" in (ROOT / "SECURITY.md").read_text("utf-8")

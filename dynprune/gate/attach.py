@@ -163,7 +163,8 @@ def _proven(
     Means of skipped neurons are of no use afterwards.
     """
     plans = candidates.plans
-    inject(model, plans, seed=seed)  # not on trial: that would put lists of layers back at its end
+    bare = [replace(plan, products=None) for plan in plans]  # trials narrow products by themselves
+    inject(model, bare, seed=seed)  # not on trial: that would put lists of layers back at its end
     try:
         return _verified(model, plans, example, candidates.calls)
     except Exception as error:  # of the host's own code, on layers that it does not know
@@ -172,7 +173,7 @@ def _proven(
     remove(model, untrained=True)
     with at_inference(model):
         plans = those_that_run(model, plans, example)
-    inject(model, plans, seed=seed)
+    inject(model, [replace(plan, products=None) for plan in plans], seed=seed)
     return _verified(model, plans, example, candidates.calls)
 
 
@@ -215,6 +216,8 @@ def _first_plan(
         return plan.refused(layout)
     plan = replace(plan, layout=layout)
     if group.parameters:
+        if group.slots is not None:
+            return replace(plan, products=group.slots)
         why = f"{group.parameters[0]} is used channel by channel outside a layer of its own"
         return replace(plan, mode="scatter", reason=why)
     probe_gate = NeuronGate(

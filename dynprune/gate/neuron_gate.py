@@ -68,12 +68,15 @@ class NeuronGate(nn.Module):
         beta: scalar; how strongly f moves the values (``mode="value"``).
         members: the neurons, as the layers around the gate know them.
         verified: the mode in which this group proved right when it was inserted.
+        slots: (width, m) buffer; the channels of a head, in the products of attention, that are
+            each neuron of it. None where heads are not alike.
 
     Source: DynaSegFormer, arXiv 2111.09499, Eq. 1 to 3; the mean of skipped neurons from
     Variance-Based Pruning, arXiv 2507.12988.
     """
 
     prior: Tensor
+    slots: Tensor | None
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class NeuronGate(nn.Module):
         self.final_ratio = config.prune_ratio
         self.prune_ratio = 0.0
         self.predictor = _predictor(in_features, neurons, config, device, dtype)
+        self.register_buffer("slots", None, persistent=False)
         self.register_buffer("prior", torch.zeros(neurons, device=device, dtype=dtype))
         if config.mode == "value" and self.predictor is not None:
             # A predictor of the user's own need not start as zero; its factor then does.

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dynprune.graph.slots import HeadSlots
+
 __all__ = ["Axis", "Channels", "GroupKind", "MacNode", "NeuronGroup"]
 
 MOST_CALLS = 64  # of one layer, that are believed of a record
@@ -93,6 +95,8 @@ class NeuronGroup:
             path without a module of their own kind; where there are any the group cannot be
             narrowed, only scattered.
         causal: whether the neurons are made for tokens that must not see the future.
+        slots: where the neurons stand in the products of attention, where every head is alike; not
+            written down with the group.
     """
 
     name: str
@@ -105,6 +109,7 @@ class NeuronGroup:
     reason: str | None = None
     parameters: tuple[str, ...] = ()
     causal: bool = False
+    slots: HeadSlots | None = None
 
     @property
     def modules(self) -> list[str]:

@@ -18,6 +18,7 @@ from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.predictor import pool_tokens
 from dynprune.host.modes import at_inference
+from dynprune.host.progress import reported
 from dynprune.host.trial import Snapshot
 
 __all__ = [
@@ -95,7 +96,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
         for name, gate in gates(model).items():
             stack.enter_context(_watch(model, gate, tallies[name]))
         count, own = 0, Snapshot(model)
-        for call in calls:
+        for call in reported("calibrate", calls):
             call.run(model)
             own.put_back()
             count += 1

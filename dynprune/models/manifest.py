@@ -59,6 +59,15 @@ class _Group(_Strict):
     causal: bool
 
 
+class _Products(_Strict):
+    host: str
+    products: int
+    places: list[int]
+    width: int
+    index: list[list[int]]
+    heads: list[int]
+
+
 class _Plan(_Strict):
     group: _Group
     config: dict[str, Any]
@@ -66,6 +75,7 @@ class _Plan(_Strict):
     reason: str | None
     layout: dict[str, Any]
     heads: list[dict[str, Any]]
+    products: _Products | None = None
 
 
 class Manifest(_Strict):

@@ -195,9 +195,11 @@ def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, Gat
 
 def _gate_config(recipe: Recipe, prune_ratio: float, grain: Grain | None) -> GateConfig:
     gate = recipe.apply.gate
-    grain = grain or gate.grain
+    grain = grain or gate.grain or "instance"
+    if gate.choose != "neurons":  # experts choose their own
+        grain = "instance"
     order = gate.order
-    if gate.choose == "fixed" and order == "dynamic":
+    if gate.choose != "neurons" and order == "dynamic":
         order = "fixed"
     return GateConfig(
         prune_ratio=prune_ratio,

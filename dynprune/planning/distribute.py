@@ -18,6 +18,7 @@ from dynprune.graph.neurons import MacNode
 from dynprune.host.failures import reraise_ours
 from dynprune.host.modes import at_inference
 from dynprune.host.outputs import close, tensors_of
+from dynprune.host.progress import reported
 from dynprune.host.replay import record
 from dynprune.host.trial import Snapshot
 from dynprune.measure.macs import analytic
@@ -281,7 +282,7 @@ def _effects(
     with at_inference(model), dense_function(model):
         curves = [_curve(here) for here in gated]
         own = Snapshot(model)
-        for call in calls:
+        for call in reported("sensitivity", calls):
             output, recording = record(model, partial(call.run, model), but=DynamicLinear)
             own.put_back()
             dense = _tensors(output)

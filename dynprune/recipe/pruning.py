@@ -22,7 +22,7 @@ class Target(Section):
     """Share of these groups' neurons kept at the end (fraction); default 1 - sparsity.final."""
 
     grain: Literal["instance", "token"] | None = None
-    """Who chooses these groups' neurons; default apply.gate.grain."""
+    """Who chooses these groups' single neurons; default apply.gate.grain."""
 
     @model_validator(mode="after")
     def _check_choice(self) -> Self:
@@ -34,12 +34,20 @@ class Target(Section):
 class Gate(Section):
     """How each gate chooses the neurons of one input."""
 
-    choose: Literal["neurons", "fixed"] = "neurons"
-    """What is chosen: single neurons for every input, or one set for all, with the rest of the
-    neurons removed for good from layers that stay plain."""
+    choose: Literal["neurons", "fixed", "experts", "auto"] = "neurons"
+    """What is chosen: single neurons for every input; one set for all, with the rest of the neurons
+    removed for good from layers that stay plain; one of a few experts, each with a set and a
+    consumer of its own (hidden layers; other groups are fixed); or, for each hidden layer, as many
+    experts as held-back inputs show to be worth their bytes."""
 
-    grain: Literal["instance", "token"] = "instance"
-    """Who chooses: each input for all of its tokens, or each token of a hidden layer for itself."""
+    experts: PositiveInt | Literal["auto"] = "auto"
+    """Experts of a hidden layer; `auto` is what held-back inputs show to be worth its bytes, and 1
+    is one fixed set."""
+
+    grain: Literal["instance", "token"] | None = None
+    """Who chooses: each input for all of its tokens, or each token of a hidden layer for itself.
+    Null is each input for neurons, and for experts tokens wherever they do not meet between the
+    group's layers."""
 
     predict: Literal["low-rank", "preactivation", "gate-projection", "both"] = "low-rank"
     """What a token's choice is made of at grain token: a linear map of it; its preactivations,
@@ -84,8 +92,9 @@ class Calibration(Section):
     images: NonNegativeInt = 32
     """Training pictures run through the dense model when there is data (images)."""
 
-    refit: bool = False
-    """Whether what reads the neurons is refitted to the dense output at the final prune ratio."""
+    refit: bool | Literal["sequential"] = False
+    """Whether what reads the neurons is refitted at the final prune ratio: each layer to its dense
+    output, or in sequence to the dense stream, on what the pruned layers before it really give."""
 
 
 class Apply(Section):
@@ -113,16 +122,18 @@ class Apply(Section):
     @model_validator(mode="after")
     def _check_token(self) -> Self:
         gate = self.gate
-        grains = [target.grain or gate.grain for target in self.targets]
+        if gate.choose != "neurons":
+            if gate.predict != "low-rank" or any(target.grain for target in self.targets):
+                raise ValueError(f"predict and targets' grain are not for choose: {gate.choose}")
+            return self
+        grains = {target.grain or gate.grain or "instance" for target in self.targets}
         if "token" not in grains:
             if gate.predict != "low-rank":
                 raise ValueError(f"gate.predict: {gate.predict} is for gate.grain: token")
             return self
-        keys = ("choose", "neurons"), ("input", "tokens"), ("pool", "mean"), ("order", "dynamic")
-        for key, only in keys:
-            if getattr(gate, key) != only and (
-                key in ("choose", "order") or set(grains) == {"token"}
-            ):
+        keys = (("order", "dynamic"), ("input", "tokens"), ("pool", "mean"))
+        for key, only in keys[: 3 if grains == {"token"} else 1]:
+            if getattr(gate, key) != only:
                 raise ValueError(f"gate.{key}: {getattr(gate, key)} has no effect at grain token")
         return self
 

@@ -6,6 +6,8 @@ import sys
 import pytest
 from dynprune.cli.terminal import Terminal, table
 
+from dynprune.host.progress import reported
+
 
 def test_results_go_to_stdout_and_notes_to_stderr(capsys):
     terminal = Terminal()
@@ -53,6 +55,22 @@ def test_without_a_terminal_progress_is_a_line_at_the_end(capsys):
         for done in range(1, 6):
             step(done, 5, loss=0.25, mIoU=None, kind="one")
     assert capsys.readouterr().err == "train 5/5  loss 0.25  kind one\n"
+
+
+def test_without_a_terminal_short_parts_of_the_librarys_work_take_no_line(capsys):
+    with Terminal().working():
+        assert list(reported("calibrate", [1, 2])) == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_long_parts_of_the_librarys_work_say_how_far_they_are(
+    capsys, monkeypatch
+):
+    now = iter(range(0, 1000, 20))
+    monkeypatch.setattr("dynprune.cli.terminal.time.monotonic", lambda: next(now))
+    with Terminal().working():
+        list(reported("calibrate", [1, 2]))
+    assert capsys.readouterr().err.startswith("calibrate 1/2  0:00:")
 
 
 def test_without_a_terminal_a_line_comes_every_few_seconds(capsys, monkeypatch):
