@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dynprune.example import Example
 from dynprune.export.kept import kept_file
+from dynprune.export.passes.groups import sorted_product
 from dynprune.export.passes.instances import over_instances
 from dynprune.export.program import Exportable, Target, exportable
 from dynprune.export.verify import Check, check_calls, largest_difference
@@ -138,6 +139,7 @@ def onnx_model(
             verbose=False,
             input_names=list(traced.names),
             output_names=[_OUTPUT],
+            custom_translation_table={torch.ops.dynprune.sorted_product.default: sorted_product},
         )
         assert program is not None
         optimizer.fold_constants(program.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
