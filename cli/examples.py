@@ -28,10 +28,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "check": ("dynprune check gated --data photos",),
     "distill": (
         "dynprune distill --recipe segformer-b2 --data DATA --teacher MODEL -o run",
+        "dynprune distill --recipe vit-classification --data photos --teacher my_vit -o run",
+        "dynprune distill --recipe any-features --data mine:calls --teacher mine:make -o run",
         "dynprune distill --data DATA --teacher MODEL -o run --resume",
     ),
     "eval": (
         "dynprune eval run --data ADEChallengeData2016",
+        "dynprune eval run --data sentences.txt --teacher MODEL",
         "dynprune eval run --data ADEChallengeData2016 --fail-if 'miou<0.5'",
     ),
     "predict": ("dynprune predict run street.jpg harbour.jpg -o seen",),

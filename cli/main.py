@@ -161,3 +161,7 @@ _register()
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":  # as `accelerate launch -m dynprune.cli.main` runs it
+    main()

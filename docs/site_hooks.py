@@ -44,7 +44,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def expanded(nav: list[Any], root: Path) -> list[Any]:
     """Return the navigation with every ``folder/`` replaced by its pages, by name.
 
-    A page that the navigation names elsewhere is not repeated.
+    A page that the navigation names elsewhere is not repeated. A folder may have no pages yet;
+    pages that no entry stands for are reported by mkdocs itself.
     """
     written = set(_pages(nav))
 
@@ -55,7 +56,7 @@ def expanded(nav: list[Any], root: Path) -> list[Any]:
             return [{title: below if isinstance(below, str) else _flat(map(inside, below))}]
         if item.endswith("/"):
             kinds = {".md", ".ipynb"}
-            pages = sorted(p for p in (root / item).iterdir() if p.suffix in kinds)
+            pages = sorted(p for p in (root / item).glob("*") if p.suffix in kinds)
             names = [p.with_suffix(".md").relative_to(root).as_posix() for p in pages]
             return [name for name in dict.fromkeys(names) if name not in written]
         return [item]

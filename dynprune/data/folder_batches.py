@@ -5,6 +5,7 @@ A sample depends on (seed, step, position) alone, as in `dynprune.data.sampling`
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,48 +17,47 @@ from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dynprune.data.sampling import mix, sample_index
 from dynprune.errors import UsageError
 
-__all__ = ["FolderBatches", "random_crop"]
+__all__ = ["FolderBatches", "RandomCrop"]
 
 _TRIES = 10
 _SHAPES = (3 / 4, 4 / 3)  # least and greatest width over height of a crop
 
 
-def random_crop(
-    image: Tensor,
-    size: Sequence[int],
-    *,
-    seed: int,
-    area: Sequence[float] = (0.35, 1.0),
-    flip: float = 0.5,
-    photometric: bool = True,
-) -> Tensor:
-    """Cut a random part out of a picture and bring it to one size; a pure function of its seed.
+@dataclass(frozen=True)
+class RandomCrop:
+    """Cuts a random part out of a picture and brings it to one size; a pure function of a seed.
 
     The part has a share of the picture's area that is drawn evenly, and a shape that is drawn
     evenly on a logarithmic scale; where none fits, it is the largest one in the middle.
 
-    Args:
-        image: the picture.
+    Attributes:
         size: height and width of the result, in pixels.
-        seed: decides every random choice.
         area: bounds of the part's share of the area.
         flip: probability of a horizontal flip.
         photometric: change brightness, contrast, saturation and hue at random.
 
-    Shape:
-        uint8 ``(3, H, W)`` in, float32 ``(3, h, w)``, 0 to 255, out.
-
     Source: Szegedy et al., Going deeper with convolutions, arXiv 1409.4842, section 6.
     """
-    random = torch.Generator().manual_seed(seed)
-    top, left, high, wide = _part(image.shape[1:], size, area, random)
-    part = image[None, :, top : top + high, left : left + wide].float()
-    picture = F.interpolate(
-        part, tuple(size), mode="bilinear", align_corners=False, antialias=True
-    )[0]
-    if _draw(random) < flip:
-        picture = picture.flip(-1)
-    return distort(picture, random) if photometric else picture
+
+    size: Sequence[int]
+    area: Sequence[float] = (0.35, 1.0)
+    flip: float = 0.5
+    photometric: bool = True
+
+    def __call__(self, image: Tensor, *, seed: int) -> Tensor:
+        """Cut a part out of a picture.
+
+        Shape:
+            uint8 ``(3, H, W)`` in, float32 ``(3, h, w)``, 0 to 255, out.
+        """
+        random = torch.Generator().manual_seed(seed)
+        top, left, high, wide = _part(image.shape[1:], self.size, self.area, random)
+        part = image[None, :, top : top + high, left : left + wide].float()
+        size = tuple(self.size)
+        picture = F.interpolate(part, size, mode="bilinear", align_corners=False, antialias=True)[0]
+        if _draw(random) < self.flip:
+            picture = picture.flip(-1)
+        return distort(picture, random) if self.photometric else picture
 
 
 class FolderBatches:
@@ -67,10 +67,7 @@ class FolderBatches:
         data: pictures, with a class each or without.
         batch_size: samples of a step, over all processes.
         seed: of the order and of every augmentation.
-        size: height and width of a picture, in pixels.
-        area: bounds of a random crop's share of the picture.
-        flip: probability of a horizontal flip.
-        photometric: distort the colours.
+        crop: how parts of pictures are drawn.
         mean: of the model's input, see :func:`~dynprune.data.normalise`.
         std: likewise.
 
@@ -83,16 +80,12 @@ class FolderBatches:
         data: FolderData,
         batch_size: int,
         seed: int,
-        size: Sequence[int],
+        crop: RandomCrop,
         *,
-        area: Sequence[float] = (0.35, 1.0),
-        flip: float = 0.5,
-        photometric: bool = True,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        self.data, self.batch_size, self.seed, self.size = data, batch_size, seed, tuple(size)
-        self.area, self.flip, self.photometric = area, flip, photometric
+        self.data, self.batch_size, self.seed, self.crop = data, batch_size, seed, crop
         self.mean, self.std = mean, std
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
@@ -116,16 +109,8 @@ class FolderBatches:
         for position in range(rank, self.batch_size, processes):
             count = step * self.batch_size + position
             index = sample_index(len(self.data), count, self.seed)
-            pictures.append(
-                random_crop(
-                    self.data.picture(index),
-                    self.size,
-                    seed=mix(self.seed, "augment", count),
-                    area=self.area,
-                    flip=self.flip,
-                    photometric=self.photometric,
-                )
-            )
+            picture = self.data.picture(index)
+            pictures.append(self.crop(picture, seed=mix(self.seed, "augment", count)))
             labels += self.data.labels[index : index + 1]
         images = normalise(torch.stack(pictures), self.mean, self.std)
         return images, torch.tensor(labels) if labels else None

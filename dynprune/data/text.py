@@ -108,9 +108,13 @@ def load_tokenizer(directory: str | Path) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        found = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer in {directory}: {str(error).splitlines()[0]}") from error
+    if len(set(found.get_vocab()) - set(found.all_special_tokens)) < 2:
+        # Where no file tells, the library makes one of the model's kind that knows no word.
+        raise InputError(f"no tokenizer in {directory}: no file there holds its vocabulary")
+    return found
 
 
 def open_text(

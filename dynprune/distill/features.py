@@ -192,7 +192,7 @@ def _without_padding(x: Tensor, real: Tensor) -> Tensor:
 def _matching(model: nn.Module, place: str) -> list[nn.Module]:
     if not place.startswith("re:"):
         raise UsageError(
-            f"features on {place!r}: write one of {', '.join(sorted(_OF_STRUCTURE))}, or "
+            f"features on {place!r}: write one of {', '.join(map(repr, sorted(_OF_STRUCTURE)))} or "
             "'re:PATTERN' for the modules whose full name matches"
         )
     try:

@@ -11,7 +11,6 @@ Which product of a call meets which neurons is known from the traced graph. A pr
 the shape it had there is left at full width, which is always right.
 """
 
-import math
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,35 +26,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError
-from dynprune.gate.call import Call
+from dynprune.gate.equation import Equation, equation_of
 from dynprune.gate.linear import DynamicLinear
-from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.reruns import is_running
-from dynprune.graph.slots import HeadSlots
+from dynprune.gate.slots import KeptSlots, Site, along, kept_slots, laid_out
 
-__all__ = ["NarrowProducts", "Site", "hosts_of", "narrow_products", "narrowing"]
+__all__ = ["NarrowProducts", "hosts_of", "narrow_products", "narrowing"]
 
 _PRODUCTS = {
     torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm,
 }  # fmt: skip
 _ADDING = {torch.baddbmm, Tensor.baddbmm}
 _ASKED_FOR = {F.scaled_dot_product_attention, torch.einsum, *_PRODUCTS, *_ADDING}
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A gate whose neurons meet in products, and the slots at which they stand there."""
-
-    gate: NeuronGate
-    slots: HeadSlots
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """The slots (B, heads, K) of every head of a product that are computed, and its full width."""
-
-    slots: Tensor
-    width: int
 
 
 class NarrowProducts(TorchFunctionMode):
@@ -72,7 +54,8 @@ class NarrowProducts(TorchFunctionMode):
         self.sites = tuple(sites)
         self.frame = frame
         self.count = 0
-        self.known: dict[tuple[str, int], _Kept | None] = {}
+        self.narrowed: set[tuple[str, int]] = set()
+        self.known: dict[tuple[str, int], KeptSlots | None] = {}
 
     def __torch_function__(
         self,
@@ -91,6 +74,9 @@ class NarrowProducts(TorchFunctionMode):
             return self._multiply(func, (), *args, {})
         if func in _ADDING and len(args) == 3:
             return self._multiply(func, args[:1], *args[1:], kwargs)
+        equation = equation_of(args) if func is torch.einsum else None
+        if equation is not None:
+            return self._sum(equation, *args[1:])
         self.count += 1
         return func(*args, **kwargs)
 
@@ -102,6 +88,15 @@ class NarrowProducts(TorchFunctionMode):
                 return False
             at = at.f_back
         return at is self.frame
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether every product that gated neurons meet in was narrowed."""
+        return all(
+            (site.gate.kind, place) in self.narrowed
+            for site in self.sites
+            for place in site.slots.places
+        )
 
     def check(self) -> None:
         """Say that a call ran the products that were traced.
@@ -134,18 +129,21 @@ class NarrowProducts(TorchFunctionMode):
         size = value.shape[-1]
         if scale is None:
             scale = query.shape[-1] ** -0.5  # that of the full head
-        at_query, at_key = _along(met, query.shape, -1), _along(met, key.shape, -1)
+        at_query, at_key = along(met, query.shape, -1), along(met, key.shape, -1)
         if at_query is not None and at_key is not None:
             query, key = query.gather(-1, at_query), key.gather(-1, at_key)
-        at_value = _along(mixed, value.shape, -1)
+            self.narrowed.add(("qk", self.count - 1))
+        at_value = along(mixed, value.shape, -1)
         at_output = None
         if mixed is not None and at_value is not None:
-            at_output = _along(mixed, (*query.shape[:-1], size), -1)
-            value = value if at_output is None else value.gather(-1, at_value)
+            at_output = along(mixed, (*query.shape[:-1], size), -1)
+            if at_output is not None:
+                value = value.gather(-1, at_value)
+                self.narrowed.add(("v", self.count - 1))
         y = F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more
         )
-        return y if at_output is None else _laid_out(y, at_output, size)
+        return y if at_output is None else laid_out(y, at_output, size)
 
     def _multiply(
         self,
@@ -158,87 +156,56 @@ class NarrowProducts(TorchFunctionMode):
         met, mixed = self._at("qk"), self._at("v")
         self.count += 1
         if met is not None:
-            at_first, at_second = _along(met, first.shape, -1), _along(met, second.shape, -2)
+            at_first, at_second = along(met, first.shape, -1), along(met, second.shape, -2)
             if at_first is not None and at_second is not None:
                 first, second = first.gather(-1, at_first), second.gather(-2, at_second)
+                self.narrowed.add(("qk", self.count - 1))
             return func(*before, first, second, **kwargs)
-        at = _along(mixed, second.shape, -1)
+        at = along(mixed, second.shape, -1)
         if at is None or before:
             return func(*before, first, second, **kwargs)
         size = second.shape[-1]
         y = func(first, second.gather(-1, at), **kwargs)
-        at_output = _along(mixed, (*y.shape[:-1], size), -1)
+        at_output = along(mixed, (*y.shape[:-1], size), -1)
         if at_output is None:
             return func(first, second, **kwargs)
-        return _laid_out(y, at_output, size)
+        self.narrowed.add(("v", self.count - 1))
+        return laid_out(y, at_output, size)
 
-    def _at(self, kind: str) -> _Kept | None:
+    def _sum(self, equation: Equation, first: Tensor, second: Tensor) -> Tensor:
+        met, mixed = self._at("qk"), self._at("v")
+        self.count += 1
+        if met is not None and len(equation.summed) == 1:
+            channel = equation.summed
+            at_first = equation.along(met, 0, first.shape, channel)
+            at_second = equation.along(met, 1, second.shape, channel)
+            if at_first is not None and at_second is not None:
+                first = first.gather(equation.inputs[0].index(channel), at_first)
+                second = second.gather(equation.inputs[1].index(channel), at_second)
+                self.narrowed.add(("qk", self.count - 1))
+            return torch.einsum(equation.text, first, second)
+        channel = equation.passed
+        if mixed is None or len(channel) != 1:
+            return torch.einsum(equation.text, first, second)
+        at = equation.along(mixed, 1, second.shape, channel)
+        if at is None:
+            return torch.einsum(equation.text, first, second)
+        axis = equation.inputs[1].index(channel)
+        y = torch.einsum(equation.text, first, second.gather(axis, at))
+        axis = equation.output.index(channel)
+        shape = [*y.shape[:axis], mixed.width, *y.shape[axis + 1 :]]
+        at_output = equation.along(mixed, 2, shape, channel)
+        assert at_output is not None
+        self.narrowed.add(("v", self.count - 1))
+        return y.new_zeros(shape).scatter(axis, at_output, y)
+
+    def _at(self, kind: str) -> KeptSlots | None:
         """Return the slots that the neurons of one kind keep in the product that comes now."""
         place = self.count
         if (kind, place) not in self.known:
             meeting = [s for s in self.sites if s.gate.kind == kind and place in s.slots.places]
-            self.known[kind, place] = _kept(meeting)
+            self.known[kind, place] = kept_slots(meeting)
         return self.known[kind, place]
-
-
-def _kept(sites: Sequence[Site]) -> _Kept | None:
-    """Return what gates that share the heads of a product keep of it; None where it runs whole."""
-    parts: list[Tensor] = []
-    held: set[int] = set()
-    for site in sites:
-        gate, slots = site.gate, site.slots
-        call: Call | None = gate.members.scope.newest()
-        selection = None if call is None else call.selections.get(gate.members)
-        if selection is None or selection.execution == "masked":
-            continue
-        batch, heads, width = selection.batch, gate.segments, gate.width
-        index = selection.index.view(batch, heads, -1)
-        first = torch.arange(0, heads * width, width, device=index.device)[:, None]
-        assert gate.slots is not None
-        place = gate.slots.to(index.device)[index - first].flatten(2)  # (B, heads, k * m)
-        if slots.heads != tuple(range(heads)):
-            place = torch.stack([place[:, head] for head in slots.heads], 1)
-        parts.append(place)
-        held.update(slots.index.flatten().tolist())
-    if not parts:
-        return None
-    width = sites[0].slots.width
-    if rest := [slot for slot in range(width) if slot not in held]:
-        whole = torch.tensor(rest, device=parts[0].device)
-        parts.append(whole.expand(*parts[0].shape[:2], -1))
-    return _Kept(torch.cat(parts, -1) if len(parts) > 1 else parts[0], width)
-
-
-def _along(kept: _Kept | None, shape: Sequence[int], axis: int) -> Tensor | None:
-    """Return the index that gathers the kept channels of an operand, or None where it must not.
-
-    Args:
-        kept: slots (B, heads, K).
-        shape: (..., heads, tokens, channels), or with batch and heads in one axis.
-        axis: of the channels, -1, or -2 where tokens are last.
-    """
-    if kept is None or len(shape) < 3 or shape[axis] != kept.width:
-        return None
-    batch, heads, count = kept.slots.shape
-    lead = shape[:-2]
-    rows = math.prod(lead)
-    slots = kept.slots
-    if len(lead) > 1 and lead[-1] != heads and heads % lead[-1] == 0:
-        slots = slots[:, :: heads // lead[-1]]  # keys and values that several heads share
-        heads = int(lead[-1])
-    if (isinstance(batch, int) and batch == 0) or rows % (batch * heads):
-        return None
-    slots = slots[:, None].expand(batch, rows // (batch * heads), heads, count)
-    index = slots.reshape(*lead, count)
-    tokens = shape[-2 if axis == -1 else -1]
-    if axis == -1:
-        return index[..., None, :].expand(*lead, tokens, count)
-    return index[..., :, None].expand(*lead, count, tokens)
-
-
-def _laid_out(y: Tensor, index: Tensor, size: int) -> Tensor:
-    """Lay kept channels out at full width; zeros stand at skipped ones."""
-    return y.new_zeros(*y.shape[:-1], size).scatter(-1, index, y)
 
 
 def hosts_of(sites: Sequence[Site]) -> dict[str, list[Site]]:
@@ -270,7 +237,7 @@ def narrowing(sites: Sequence[Site]) -> Iterator[None]:
     """Narrow the products that run while the block does, which is one call of their hosts.
 
     Raises:
-        GateError: other products ran than were traced.
+        GateError: other products ran than were traced, or one of them was not narrowed.
     """
     with ExitStack() as entered:
         modes = [NarrowProducts(meeting) for meeting in hosts_of(sites).values()]
@@ -279,6 +246,8 @@ def narrowing(sites: Sequence[Site]) -> Iterator[None]:
         yield
     for mode in modes:
         mode.check()
+        if not mode.is_narrow:
+            raise GateError("products of its attention are written in a form that is not narrowed.")
 
 
 class _Thread(threading.local):

@@ -16,8 +16,9 @@ from dynprune.gate.compensation import fold_means
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, Mode, gated
-from dynprune.gate.products import Site, narrowing
+from dynprune.gate.products import narrowing
 from dynprune.gate.selection import GateOutput
+from dynprune.gate.slots import Site
 from dynprune.gate.units import fewer_tokens
 from dynprune.host.arguments import copied, with_noise
 from dynprune.host.chance import seeded

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune.data import read_picture
-from dynprune.data.folder_batches import FolderBatches
+from dynprune.data.folder_batches import FolderBatches, RandomCrop
 from dynprune.data.folders import FolderData, is_image_folder, open_image_folder
 from dynprune.errors import DynpruneError, InputError
 from dynprune.example import Example
@@ -102,10 +102,7 @@ class Classification:
             replace(self.data, labels=labels),
             reading.batch_size,
             reading.seed,
-            size,
-            area=reading.area,
-            flip=reading.flip,
-            photometric=reading.photometric,
+            RandomCrop(size, reading.area, reading.flip, reading.photometric),
             mean=reading.preprocessing.mean,
             std=reading.preprocessing.std,
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune.data import read_picture, write_picture
-from dynprune.data.folder_batches import FolderBatches
+from dynprune.data.folder_batches import FolderBatches, RandomCrop
 from dynprune.data.folders import FolderData, open_pictures
 from dynprune.example import Example
 from dynprune.host.modes import at_inference
@@ -78,10 +78,7 @@ class Features:
             self.data,
             reading.batch_size,
             reading.seed,
-            size,
-            area=reading.area,
-            flip=reading.flip,
-            photometric=reading.photometric,
+            RandomCrop(size, reading.area, reading.flip, reading.photometric),
             mean=reading.preprocessing.mean,
             std=reading.preprocessing.std,
         )

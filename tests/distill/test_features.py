@@ -79,7 +79,7 @@ def test_a_model_keeps_no_hooks_even_when_it_fails(dense, images):
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        ("decoder", "'decoder': write 'encoder_stages', 'logits'"),
+        ("decoder", "'decoder': write one of 'embedding', 'encoder_stages'"),
         ("re:nothing", "no module of the model has such a name"),
         ("re:(", "not a regular expression"),
     ],

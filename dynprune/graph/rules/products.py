@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, fx
 
-from dynprune.graph.labels import compact, varying
+from dynprune.graph.labels import compact, tidy, varying
 from dynprune.graph.ledger import Attention
 from dynprune.graph.rules.layers import through_weight
 from dynprune.graph.walk import Labels, Rule, Walk
@@ -54,7 +54,7 @@ def _spread_heads(labels: Tensor | None, heads: int) -> Tensor | None:
     """Repeat the key and value heads of grouped-query attention for each query head."""
     if labels is None or labels.dim() < 3 or labels.shape[-3] in (1, heads):
         return labels
-    return labels.repeat_interleave(heads // labels.shape[-3], -3)
+    return tidy(labels.repeat_interleave(heads // labels.shape[-3], -3))
 
 
 def _contract(walk: Walk, q: Tensor | None, k: Tensor | None) -> Tensor | None:
