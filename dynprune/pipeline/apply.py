@@ -103,14 +103,8 @@ def apply_recipe(
         plan = ExpertPlan()
         if choose in ("experts", "auto"):
             plan = plan_experts(model, loaded.example, recipe.apply.gate, calibration)
-        refitted = 0
-        refit = recipe.apply.calibration.refit or bool(plan.bought)
-        if calibration is not None and informed and refit:  # changes what is dense
-            if refit == "sequential":
-                refitted = refit_in_sequence(model, calibration, seats=plan.seats).layers
-            else:
-                refitted = refit_consumers(model, calibration)
-            logger.info("Refitted %d layers that read gated neurons.", refitted)
+        refitted = _refit(model, recipe, calibration, plan)
+        if refitted:
             require_laws(model, note, whole=False)
         if fixes:
             rewrites += put_forms(model, loaded.example, plan.settled())[0]
@@ -132,6 +126,26 @@ def apply_recipe(
         ),
     )
     return model.eval()
+
+
+def _refit(
+    model: nn.Module, recipe: Recipe, calls: Sequence[Example] | None, plan: ExpertPlan
+) -> int:
+    """Refit what reads the neurons where the recipe or the experts ask for it, in place.
+
+    Returns:
+        The layers that were refitted: what is dense has changed where there are any.
+    """
+    apply = recipe.apply
+    refit = apply.calibration.refit or bool(plan.bought)
+    if calls is None or apply.gate.start != "informed" or not refit:
+        return 0
+    if refit == "sequential":
+        refitted = refit_in_sequence(model, calls, seats=plan.seats).layers
+    else:
+        refitted = refit_consumers(model, calls)
+    logger.info("Refitted %d layers that read gated neurons.", refitted)
+    return refitted
 
 
 def _check_own(
