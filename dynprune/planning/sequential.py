@@ -186,7 +186,7 @@ class _Sequence:
                     target = _target(layer, *wanted, found)
                     if layer in self.seat_of:
                         seat, name = self.seat_of[layer]
-                        seat.add(name, found.z, target)
+                        seat.add(name, target)
                     else:
                         _add(moments, layer, target, found)
             most = max(most, sum(g.size for side in self.given.values() for g in side))
