@@ -22,7 +22,9 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "dynprune apply --recipe segformer-b2 --data ADEChallengeData2016 -o gated",
         "dynprune apply my_vit --recipe any --data photos -o gated",
         "dynprune apply my_vit --recipe any --set apply.gate.choose=fixed -o narrow",
+        "dynprune apply my_vit --recipe any --set apply.gate.choose=auto --data photos -o routed",
     ),
+    "consolidate": ("dynprune consolidate run --data photos -o routed",),
     "check": ("dynprune check gated --data photos",),
     "distill": (
         "dynprune distill --recipe segformer-b2 --data DATA --teacher MODEL -o run",

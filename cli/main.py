@@ -116,6 +116,7 @@ def _register() -> None:
     from . import (
         apply,
         check,
+        consolidate,
         demo,
         distill,
         env,
@@ -136,6 +137,7 @@ def _register() -> None:
         "recipe": (recipe.app, "Start"),
         "apply": (apply.run, "Prune"),
         "distill": (distill.run, "Prune"),
+        "consolidate": (consolidate.run, "Prune"),
         "export": (export.run, "Prune"),
         "check": (check.run, "Prove and use"),
         "eval": (evaluate.run, "Prove and use"),
