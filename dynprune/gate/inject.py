@@ -18,6 +18,7 @@ from dynprune.gate.attention import narrow
 from dynprune.gate.call import Scope
 from dynprune.gate.carriers import carry
 from dynprune.gate.compensation import settle_means
+from dynprune.gate.hiding import HidingCarrier
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
@@ -174,19 +175,28 @@ def _build(model: nn.Module, plans: Sequence[GroupPlan], scope: Scope) -> dict[s
         gate.train(owner.training)
         again = f"_{len(owner.gates)}" if group.kind in owner.gates else ""
         owner.gates[group.kind + again] = gate
-        for position, channels in enumerate(group.producers):
-            last = position == len(group.producers) - 1
+        last = [c.module for c in group.producers if c.beside is None][-1:]
+        for channels in group.producers:
             index = None if channels.is_whole else channels.index
-            value = group.kind == "qk" and last
-            linear(channels).bind("makes", gate, index, carries_value=value)
+            value = group.kind == "qk" and (channels.beside or channels.module) in last
+            layer = linear(channels)
+            if group.kind == "qk" and group.carriers:
+                layer.bind("makes", gate, index, carries_value=False, hides=False)
+            else:
+                beside = channels.beside is not None
+                layer.bind("makes", gate, index, carries_value=value, beside=beside)
         for channels in group.consumers:
             index = None if channels.is_whole else channels.index
             linear(channels).bind("reads", gate, index, carries_value=True)
-        if plan.mode == "compact":
-            for channels in group.carriers:
-                if not channels.is_whole:
-                    raise GateError(f"{channels.module} carries only a part of {group.name}.")
-                source = _submodule(model, channels.module)
+        for channels in group.carriers:
+            source = _submodule(model, channels.module)
+            if group.kind == "qk":
+                hiding = carriers.setdefault(channels.module, HidingCarrier(source))
+                assert isinstance(hiding, HidingCarrier)
+                hiding.bind(gate, channels.index, carries_value=channels is group.carriers[-1])
+            elif plan.mode == "compact" and group.slots is None and not channels.is_whole:
+                raise GateError(f"{channels.module} carries only a part of {group.name}.")
+            elif plan.mode == "compact" and channels.is_whole:
                 carriers[channels.module] = carry(source, gate)
     return {**linears, **carriers}
 

@@ -130,7 +130,12 @@ class _Gatherer:
             name=first.module,
             kind=kind,
             producers=tuple(
-                Channels(layer.module, self._positions(number, [self._made(layer)]), layer.outputs)
+                Channels(
+                    layer.module,
+                    self._positions(number, [self._made(layer)]),
+                    layer.outputs,
+                    self.ledger.beside[layer].module if layer in self.ledger.beside else None,
+                )
                 for layer in history.made
             ),
             carriers=tuple(

@@ -80,6 +80,7 @@ class Ledger:
         attentions: every product of two activations, in the order in which they run.
         ties: pairs of ids that must be kept or skipped together.
         sums: pairs of ids that an addition joins; they are ties too.
+        beside: layer of a branch -> the layer to whose outputs its own are added.
         taints: (ids, why they cannot be gated).
         shifts: (ids, operation under which a skipped neuron does not stay zero).
         products: the multiply-adds.
@@ -94,6 +95,7 @@ class Ledger:
     attentions: list[Attention] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
+    beside: dict[Layer, Layer] = field(default_factory=dict)
     taints: list[tuple[Ids, str]] = field(default_factory=list)
     shifts: list[tuple[Ids, str]] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)

@@ -63,12 +63,14 @@ class Walk:
 
     Attributes:
         ledger: what was found.
+        runs: layer -> every node that runs it, with the node of its input.
     """
 
     def __init__(self, trace: Trace, rules: Mapping[str, Rule]) -> None:
         self.trace = trace
         self.rules = rules
         self.ledger = Ledger()
+        self.runs: dict[Layer, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
         self._labels: dict[fx.Node, Labels] = {}
         self._names: dict[fx.Node, tuple[str, ...]] = dict(trace.names)
         self._holders: dict[tuple[str, ...], list[fx.Node]] = defaultdict(list)
@@ -120,6 +122,12 @@ class Walk:
         while node.op == "call_function" and operation(node) in _COPIES:
             node = node.args[0]  # type: ignore[assignment]
         return self.trace.values.get(node)
+
+    def origin(self, node: fx.Node) -> fx.Node:
+        """The value that a node is a copy of."""
+        while node.op == "call_function" and operation(node) in _COPIES | {"dropout"}:
+            node = node.args[0]  # type: ignore[assignment]
+        return node
 
     def names(self, node: Any) -> tuple[str, ...]:
         """All names of a parameter or buffer, seen through casts."""

@@ -44,6 +44,7 @@ class _Channels(_Strict):
     neurons: int
     size: int
     index: list[int | list[int]]
+    beside: str | None = None
 
 
 class _Group(_Strict):

@@ -103,14 +103,8 @@ def apply_recipe(
         plan = ExpertPlan()
         if choose in ("experts", "auto"):
             plan = plan_experts(model, loaded.example, recipe.apply.gate, calibration)
-        refitted = 0
-        refit = recipe.apply.calibration.refit or bool(plan.bought)
-        if calibration is not None and informed and refit:  # changes what is dense
-            if refit == "sequential":
-                refitted = refit_in_sequence(model, calibration, seats=plan.seats).layers
-            else:
-                refitted = refit_consumers(model, calibration)
-            logger.info("Refitted %d layers that read gated neurons.", refitted)
+        refitted = _refit(model, recipe, calibration, plan)
+        if refitted:
             require_laws(model, note, whole=False)
         if fixes:
             rewrites += put_forms(model, loaded.example, plan.settled())[0]
@@ -134,6 +128,26 @@ def apply_recipe(
     return model.eval()
 
 
+def _refit(
+    model: nn.Module, recipe: Recipe, calls: Sequence[Example] | None, plan: ExpertPlan
+) -> int:
+    """Refit what reads the neurons where the recipe or the experts ask for it, in place.
+
+    Returns:
+        The layers that were refitted: what is dense has changed where there are any.
+    """
+    apply = recipe.apply
+    refit = apply.calibration.refit or bool(plan.bought)
+    if calls is None or apply.gate.start != "informed" or not refit:
+        return 0
+    if refit == "sequential":
+        refitted = refit_in_sequence(model, calls, seats=plan.seats).layers
+    else:
+        refitted = refit_consumers(model, calls)
+    logger.info("Refitted %d layers that read gated neurons.", refitted)
+    return refitted
+
+
 def _check_own(
     recipe: Recipe,
     calibration: Iterable[Example] | None,
@@ -146,6 +160,15 @@ def _check_own(
         raise UsageError(
             "importance reads what neurons do on inputs, and none are measured: give calibration, "
             "and a recipe with apply.gate.start: informed"
+        )
+    if importance is not None and gate.predict != "low-rank":
+        raise UsageError(
+            "importance would not be asked: the recipe has apply.gate.predict: "
+            f"{gate.predict}, which orders neurons by what they are expected to be"
+        )
+    if predictor is not None and gate.predict != "low-rank":
+        raise UsageError(
+            f"predictor would not be asked: the recipe has apply.gate.predict: {gate.predict}"
         )
     if predictor is not None and (gate.order != "dynamic" or gate.choose != "neurons"):
         what = f"order: {gate.order}" if gate.choose == "neurons" else f"choose: {gate.choose}"
