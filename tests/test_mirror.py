@@ -20,6 +20,7 @@ SCHEMA = "tests/recipe/test_load.py and test_schema.py read and refuse recipes t
 # The list shrinks.
 ELSEWHERE = {
     "cli/apply.py": COMMANDS,
+    "cli/consolidate.py": EXPERTS,
     "cli/distill.py": COMMANDS,
     "cli/env.py": COMMANDS,
     "cli/evaluate.py": COMMANDS,
@@ -45,6 +46,7 @@ ELSEWHERE = {
     "dynprune/gate/router.py": "tests/gate/test_experts.py routes",
     "dynprune/laws/experts.py": EXPERTS,
     "dynprune/measure/expert_use.py": EXPERTS,
+    "dynprune/pipeline/consolidate.py": EXPERTS,
     "dynprune/pipeline/experts.py": EXPERTS,
     "dynprune/planning/expert_draft.py": "tests/planning/test_experts.py fits drafts",
     "dynprune/planning/expert_seats.py": "tests/planning/test_experts.py fits them in sequence",

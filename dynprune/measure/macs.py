@@ -1,6 +1,7 @@
 """Multiply-adds before and after: by formula over the traced graph, and as executed."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from dynprune.example import Example
-from dynprune.gate import attached, gates, is_gated, remove
+from dynprune.gate import attached, gates, is_gated, recording, remove
 from dynprune.gate.expert_record import without_experts
 from dynprune.gate.expert_rows import rows_in_place, shared_rows
 from dynprune.gate.route import has_experts, routers
@@ -17,6 +18,7 @@ from dynprune.graph import RULES, Grouping, Rule
 from dynprune.graph.groups import find_groups
 from dynprune.graph.neurons import MacNode
 from dynprune.host.modes import evaluating
+from dynprune.host.trial import trial
 from dynprune.measure.executed import Formula, count_executed
 from dynprune.models import is_fixed, provenance_of, records_of, set_provenance
 from dynprune.rewrite import FoldedDecoder, undo
@@ -80,6 +82,8 @@ class MacsReport:
         pruned_parameters: of the pruned model, without what it keeps only for the way back.
         layers: module by module, in the order in which they run.
         uncounted: operators that ran and have no formula; what they cost is missing everywhere.
+        masked: groups that computed all of their neurons in these calls, though they can be
+            narrowed: many tokens at once each chose for themselves. Executed counts say so.
     """
 
     input: tuple[int, ...]
@@ -91,6 +95,7 @@ class MacsReport:
     pruned_parameters: int
     layers: tuple[LayerMacs, ...]
     uncounted: tuple[str, ...] = ()
+    masked: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of ``dynprune report flops --json``."""
@@ -110,6 +115,7 @@ class MacsReport:
                 for layer in self.layers
             ],
             "uncounted": list(self.uncounted),
+            "masked": list(self.masked),
         }
 
 
@@ -175,9 +181,7 @@ def macs_report(
         ratios = _kept_for_good(model, grouping)
         modes = dict.fromkeys(ratios, "compact")
     pruned = analytic(left.costs, ratios, modes)
-    for name, gate in found.items():
-        if gate.macs:
-            pruned[f"{name} (gate)"] = gate.macs * example.batch
+    masked = _count_gates(model, example, left.costs, pruned)
     pruned |= _routers_macs(model, rewritten, grouping, example)
     names = dict.fromkeys([*before.by_module, *pruned])
     return MacsReport(
@@ -191,8 +195,46 @@ def macs_report(
         layers=tuple(
             LayerMacs(name, before.by_module.get(name, 0), pruned.get(name, 0)) for name in names
         ),
+        masked=masked,
         uncounted=tuple(sorted({op for count in (before, *counts) for op in count.uncounted})),
     )
+
+
+def _count_gates(
+    model: nn.Module, example: Example, costs: Iterable[MacNode], pruned: dict[str, int]
+) -> tuple[str, ...]:
+    """Add what gates cost, in place; return those that were masked since many tokens chose."""
+    found = gates(model)
+    tokens, masked = _per_token(model, example)
+    for name, gate in found.items():
+        if gate.macs:
+            pruned[f"{name} (gate)"] = gate.macs * tokens.get(name, example.batch)
+    whole = {
+        plan.group.producers[0].module
+        for plan in (attached(model).plans if found else ())
+        if plan.group.name in found and found[plan.group.name].reads_projection
+    }
+    dense = Counter[str]()
+    for node in costs:
+        dense[node.module] += node.macs
+    pruned.update({name: dense[name] for name in whole})  # gate projections are computed in full
+    return masked
+
+
+def _per_token(model: nn.Module, example: Example) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the tokens that chose for themselves, gate by gate, and the gates that were masked."""
+    if not any(gate.per_token for gate in gates(model).values()):
+        return {}, ()
+    with evaluating(model), torch.no_grad(), trial(model), recording() as seen:
+        example.run(model)
+    tokens = {
+        name: sum(len(observation.output.scores) for observation in observations)
+        for name, observations in seen.items()
+        if observations[0].neurons.per_token
+    }
+    masked = (name for name in tokens if seen[name][0].selection.execution == "masked")
+    able = {name for name, gate in gates(model).items() if gate.verified != "masked"}
+    return tokens, tuple(name for name in masked if name in able)
 
 
 def _kept_for_good(model: nn.Module, grouping: Grouping) -> dict[str, float]:

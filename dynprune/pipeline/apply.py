@@ -147,6 +147,15 @@ def _check_own(
             "importance reads what neurons do on inputs, and none are measured: give calibration, "
             "and a recipe with apply.gate.start: informed"
         )
+    if importance is not None and gate.predict != "low-rank":
+        raise UsageError(
+            "importance would not be asked: the recipe has apply.gate.predict: "
+            f"{gate.predict}, which orders neurons by what they are expected to be"
+        )
+    if predictor is not None and gate.predict != "low-rank":
+        raise UsageError(
+            f"predictor would not be asked: the recipe has apply.gate.predict: {gate.predict}"
+        )
     if predictor is not None and (gate.order != "dynamic" or gate.choose != "neurons"):
         what = f"order: {gate.order}" if gate.choose == "neurons" else f"choose: {gate.choose}"
         raise UsageError(f"predictor would not be asked: the recipe has apply.gate.{what}")

@@ -112,30 +112,40 @@ class GroupDraft:
         self._seen = []
         self.scale = 1.0 / seen.std(0, unbiased=False).clamp_min(1e-5)
         self.centres = k_means(seen * self.scale, self.wanted) / self.scale
-        apart = -0.5 * torch.cdist(seen * self.scale, self.centres * self.scale).square()
-        spread = float(apart.std(1).mean()) if len(self.centres) > 1 else 1.0
-        self.sharpness = 1.0 / max(spread, 1e-5)
+        self._set_sharpness(seen)
         size = (len(self.centres), len(self.norm))
         self._first = torch.zeros(size, dtype=torch.float64, device=seen.device)
         self._second = self._first.clone()
         self._count = torch.zeros(size[0], dtype=torch.float64, device=seen.device)
 
-    def _clusters(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
-        """Return the cluster of every token, (B, T)."""
+    def _clusters(self, tokens: Tensor, real: Tensor | None, count: int) -> Tensor:
+        """Return the cluster of every token that consumers read, (B, count)."""
         features = self._features(tokens, None if self.grain == "token" else real)
         found = nearest_of(features * self.scale, self.centres * self.scale)
         if self.grain == "token":
             return found.view(tokens.shape[:2])
-        return found[:, None].expand(tokens.shape[:2])
+        return found[:, None].expand(-1, count)
 
-    def assigned(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
-        """Return the cluster of every token that counts: (n,) of (B, T, C)."""
-        every = self._clusters(tokens, real)
-        return every.flatten() if real is None else every[real]
+    def assigned(
+        self, tokens: Tensor, real: Tensor | None, count: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the cluster of every token that counts, (n,), and which these are.
+
+        Args:
+            tokens: (B, T, C) that the group's first producer read.
+            real: (B, T) those of them that count; None where all do.
+            count: tokens that consumers read: others than T where a layer between changes them, of
+                which all count.
+        """
+        every = self._clusters(tokens, real, count)
+        if real is None or count != tokens.shape[1]:
+            return every.flatten(), None
+        return every[real], real
 
     def measure(self, tokens: Tensor, hidden: Tensor, real: Tensor | None = None) -> None:
         """Add up the neurons' moments: hidden is (B, T, neurons) at the consumers' input."""
-        cluster, rows = self.assigned(tokens, real), _counting(hidden, real).double()
+        cluster, real = self.assigned(tokens, real, hidden.shape[1])
+        rows = _counting(hidden, real).double()
         self._first.index_add_(0, cluster, rows)
         self._second.index_add_(0, cluster, rows.square())
         self._count += torch.bincount(cluster, minlength=len(self._count))
@@ -146,6 +156,18 @@ class GroupDraft:
         mean, square = self._first / count, self._second / count
         score = (square - mean.square()).clamp_min(0.0).sqrt() * self.norm.to(mean)
         index = top_r(score, self.kept).sort(1).values
+        self.take_sets(index)
+
+    def take(self, index: Tensor, centres: Tensor, scale: Tensor) -> None:
+        """Take sets and a router that were found elsewhere; what is left is `add` and `solve`.
+
+        Args:
+            index: (M, K) neurons of each expert.
+            centres: (M, C) nearest of which an input's mean token lies.
+            scale: (C,) by which both are multiplied first.
+        """
+        self.centres, self.scale = centres, scale
+        self._set_sharpness(centres)
         self.take_sets(index)
 
     def take_sets(self, index: Tensor) -> None:
@@ -169,7 +191,7 @@ class GroupDraft:
         self, name: str, tokens: Tensor, hidden: Tensor, target: Tensor, real: Tensor | None = None
     ) -> None:
         """Add what one consumer reads (B, T, neurons), and what it is to make of it (B, T, out)."""
-        cluster = self.assigned(tokens, real)
+        cluster, real = self.assigned(tokens, real, hidden.shape[1])
         read, made = _counting(hidden, real), _counting(target, real)
         for m, sums in enumerate(self._sums[name]):
             own = cluster == m
@@ -193,7 +215,7 @@ class GroupDraft:
 
     def make(self, name: str, tokens: Tensor, hidden: Tensor, real: Tensor | None) -> Tensor:
         """Return what one fitted consumer makes (B, T, out) of all neurons (B, T, neurons)."""
-        cluster, reader = self._clusters(tokens, real), self.readers[name]
+        cluster, reader = self._clusters(tokens, real, hidden.shape[1]), self.readers[name]
         y = hidden.new_empty(*hidden.shape[:2], reader.bias.shape[1])
         for m, index in enumerate(self.index):
             own = cluster == m
@@ -211,7 +233,8 @@ class GroupDraft:
         self, name: str, tokens: Tensor, hidden: Tensor, target: Tensor, real: Tensor | None = None
     ) -> None:
         """Measure what one fitted consumer makes against its target; see `add`."""
-        cluster, reader = self.assigned(tokens, real), self.readers[name]
+        cluster, real = self.assigned(tokens, real, hidden.shape[1])
+        reader = self.readers[name]
         read, made = _counting(hidden, real), _counting(target, real)
         self._off += float((made - made.mean(0)).double().square().sum())
         self.rows += len(made) if name == next(iter(self.consumers)) else 0
@@ -256,6 +279,11 @@ class GroupDraft:
             weights.append(new)
             biases.append(made - new @ read)
         return Reader(torch.stack(weights), torch.stack(biases))
+
+    def _set_sharpness(self, seen: Tensor) -> None:
+        apart = -0.5 * torch.cdist(seen * self.scale, self.centres * self.scale).square()
+        spread = float(apart.std(1).mean()) if len(self.centres) > 1 else 1.0
+        self.sharpness = 1.0 / max(spread, 1e-5)
 
     def _features(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         tokens = tokens.detach().float()

@@ -14,7 +14,7 @@ from dynprune.gate.inject import gates
 from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.gate.predictor import pool_tokens
+from dynprune.gate.selection import GateOutput
 from dynprune.gate.topr import keep_mask, top_r
 from dynprune.host.modes import at_inference
 from dynprune.host.progress import reported
@@ -41,8 +41,8 @@ def refit_consumers(model: nn.Module, calls: Iterable[Example], *, ridge: float 
         \| W z - W' (M \circ z) - b' \|^2 + \lambda \| W' - W \|^2
 
     over the tokens of a few inputs to the dense model. The minimum is a linear system a layer.
-    The masks are each input's own, so one weight serves all of them. A consumer that reads other
-    neurons besides, or is not a plain linear of one group, stays as it is.
+    The masks are each input's own, or each token's, so one weight serves all of them. A consumer
+    that reads other neurons besides, or is not a plain linear of one group, stays as it is.
 
     Args:
         model: gated and calibrated; order, means and predictors stay.
@@ -143,17 +143,24 @@ def _readers(model: nn.Module) -> dict[DynamicLinear, NeuronGate]:
 def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: Moments) -> Iterator[None]:
     """Add up the moments of every call while the block runs."""
     masks: Tensor | None = None
+    counts: Tensor | None = None
     weight = layer.matrix.detach()
 
     def note(seen: Observation) -> None:
-        nonlocal masks
+        nonlocal masks, counts
         if seen.neurons is gate.members:
-            masks = _masks(gate, pool_tokens(seen.tokens, gate.config.pool, seen.real), kept)
+            masks, counts = _masks(gate, seen.output, kept), seen.real
 
     def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
         x = args[0].movedim(1, -1) if module.layout == "pointwise" else args[0]
         assert masks is not None
         tokens = to_instances(x, len(masks), gate.layout)  # (B, T, neurons)
+        if gate.per_token:
+            chosen = slice(None) if counts is None else counts.flatten().bool()
+            z, mask = tokens[chosen].squeeze(1), masks[chosen]
+            z = (z if gate.mean is None else z - gate.mean).to(mask.dtype)
+            sums.add(z * mask, z @ weight.t().to(z))
+            return
         real = gate.members.scope.current().real(tokens)
         for row, mask in enumerate(masks):
             z = tokens[row] if real is None else tokens[row][real[row].bool()]
@@ -170,9 +177,8 @@ def _watch(layer: DynamicLinear, gate: NeuronGate, kept: int, sums: Moments) -> 
         handle.remove()
 
 
-def _masks(gate: NeuronGate, summary: Tensor, kept: int) -> Tensor:
+def _masks(gate: NeuronGate, output: GateOutput, kept: int) -> Tensor:
     """Return (B, neurons): the factors that these inputs' neurons would have at the final ratio."""
-    output = gate.scores_of(summary)
     precise = torch.promote_types(output.scores.dtype, torch.float32)
     mask = keep_mask(top_r(output.scores, kept, gate.segments), gate.neurons, precise)
     return mask if output.factor is None else mask * output.factor

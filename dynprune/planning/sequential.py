@@ -1,29 +1,27 @@
 """Refit what reads the neurons layer by layer, on what the pruned layers before really give."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from dynprune.example import Example
-from dynprune.gate.binding import Bound
 from dynprune.gate.execution import set_execution
 from dynprune.gate.inject import gates
 from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear
-from dynprune.gate.masked import mask_inputs
 from dynprune.host.failures import reraise_ours
 from dynprune.host.modes import at_inference
 from dynprune.host.outputs import tensors_of
-from dynprune.host.resume import Given, Reached, Resumer
+from dynprune.host.resume import Given, Resumer
 from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import dense_function
 from dynprune.planning.expert_seats import ExpertSeat, active, seat_of, seated
 from dynprune.planning.least_squares import RIDGE, Moments
 from dynprune.planning.refit import Weights, fit_consumers, put, refit_consumers, weights_of
-from dynprune.planning.stream import Added, Follow, correction
+from dynprune.planning.stream import Added, Seen, correction, watching
 from dynprune.rewrite.overwritten import overwriting
 
 __all__ = ["Refit", "refit_in_sequence"]
@@ -51,30 +49,6 @@ class Refit:
     in_sequence: bool
     one_shot_error: float | None
     sequential_error: float | None
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What one consumer did in one run.
-
-    Attributes:
-        z: (B, T, inputs) that it multiplied.
-        real: (B, T) tokens that are no padding; None where all count.
-        output: of the layer, as it gives it.
-        added: where that was added to a stream.
-    """
-
-    z: Tensor
-    real: Tensor | None
-    output: Tensor
-    added: Added | None
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all that takes part is a number."""
-        parts = [self.z if self.real is None else self.z[self.real.bool()]]
-        parts += [] if self.added is None else [self.added.stream]
-        return all(bool(part.isfinite().all()) for part in parts)
 
 
 def refit_in_sequence(
@@ -148,8 +122,8 @@ def refit_in_sequence(
             one_shot = fit_consumers(model, calls, ridge=ridge)
             put(one_shot)
     logger.info(
-        "Refitted in sequence, the output of %d inputs that were held back is off by %.4f, each "
-        "layer on its own by %.4f: %s.",
+        "Refitted in sequence, the output of %d inputs that were held back is off by %.3g, each "
+        "layer on its own by %.3g: %s.",
         sum(call.batch for call in held),
         sequential_error,
         one_shot_error,
@@ -241,7 +215,7 @@ class _Sequence:
             self.state.put_back()
         return [layer for layer in ran if ran.count(layer) == 1]
 
-    def _all(self, layer: DynamicLinear, side: str, until: set[DynamicLinear]) -> Iterator[_Seen]:
+    def _all(self, layer: DynamicLinear, side: str, until: set[DynamicLinear]) -> Iterator[Seen]:
         """Run all calls to where a layer's output is added, one by one."""
         whole = False
         for call, given in zip(self.calls, self.given[side], strict=True):
@@ -255,7 +229,7 @@ class _Sequence:
 
     def _tried(
         self, layer: DynamicLinear, call: Example, given: Given, until: set[DynamicLinear]
-    ) -> _Seen | None:
+    ) -> Seen | None:
         """Run a call from where it was left; None where what is no longer kept takes part."""
         try:
             seen = self._seen(layer, call, given, until, whole=False)
@@ -273,8 +247,8 @@ class _Sequence:
         until: set[DynamicLinear],
         *,
         whole: bool,
-    ) -> _Seen:
-        with _watching(layer) as seen:
+    ) -> Seen:
+        with watching(layer) as seen:
             self.resumer.run(call, given, until, whole=whole)
         self.state.put_back()
         return seen()
@@ -306,52 +280,7 @@ def _producers(model: nn.Module) -> dict[DynamicLinear, list[DynamicLinear]]:
     }
 
 
-@contextmanager
-def _watching(layer: DynamicLinear) -> Iterator[Callable[[], _Seen]]:
-    """Note what a layer reads and gives, and end the run where its output was added."""
-    read: list[tuple[Tensor, Tensor | None]] = []
-    made: list[Tensor] = []
-
-    def reached() -> None:
-        raise Reached
-
-    follow = Follow(reached)
-
-    def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
-        read.append(_read(module, args[0]))
-
-    def after(module: DynamicLinear, _args: tuple[Tensor, ...], output: Tensor) -> None:
-        made.append(output)
-        follow.start(output, module.out_features)
-
-    with ExitStack() as stack:
-        for handle in (
-            layer.register_forward_pre_hook(before),
-            layer.register_forward_hook(after),
-        ):
-            stack.callback(handle.remove)
-        stack.enter_context(follow)
-        yield lambda: _Seen(*read[0], made[0], follow.added)
-
-
-def _read(layer: DynamicLinear, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return what a layer multiplies by its weight, (B, T, inputs), and which tokens count."""
-    neurons = layer.reads[0].neurons
-    call = neurons.scope.current()
-    bounds = [
-        Bound(
-            call.selection(binding.neurons),
-            None if binding.index is None else getattr(layer, binding.index),
-            binding.carries_value,
-        )
-        for binding in layer.reads
-    ]
-    x = x.movedim(1, -1) if layer.layout == "pointwise" else x
-    tokens = to_instances(x, bounds[0].selection.batch, neurons.layout)
-    return mask_inputs(tokens, bounds), call.real(tokens)
-
-
-def _target(layer: DynamicLinear, output: Tensor, added: Added | None, pruned: _Seen) -> Tensor:
+def _target(layer: DynamicLinear, output: Tensor, added: Added | None, pruned: Seen) -> Tensor:
     """Return what a layer should give in the pruned model, (B, T, outputs).
 
     Args:
@@ -365,7 +294,7 @@ def _target(layer: DynamicLinear, output: Tensor, added: Added | None, pruned: _
     return to_instances(target, len(pruned.z), layer.reads[0].neurons.layout)
 
 
-def _add(moments: Moments, layer: DynamicLinear, target: Tensor, pruned: _Seen) -> None:
+def _add(moments: Moments, layer: DynamicLinear, target: Tensor, pruned: Seen) -> None:
     """Add the moments of one call, in place."""
     if layer.bias is None and layer.offset is not None:  # of what is constant the offset alone
         target = target - layer.offset

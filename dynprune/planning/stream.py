@@ -1,6 +1,7 @@
 """Follow what a layer gives to the place where it is added to a residual stream."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Added", "Follow", "correction"]
+from dynprune.gate.binding import Bound
+from dynprune.gate.instances import to_instances
+from dynprune.gate.linear import DynamicLinear
+from dynprune.gate.masked import mask_inputs
+from dynprune.host.resume import Reached
+
+__all__ = ["Added", "Follow", "Seen", "correction", "watching"]
 
 _MOVES = {
     "alias", "clone", "contiguous", "detach", "flatten", "permute", "reshape", "_reshape_alias",
@@ -141,6 +148,75 @@ def _addend(func: Any, args: Sequence[Any], kwargs: Any, here: Tensor) -> Tensor
 def _name(func: Any) -> str:
     name = str(func._schema.name).partition("::")[2]
     return name[:-1] if func._schema.is_mutable and name.endswith("_") else name
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one consumer did in one run.
+
+    Attributes:
+        z: (B, T, inputs) that it multiplied.
+        real: (B, T) tokens that are no padding; None where all count.
+        output: of the layer, as it gives it.
+        added: where that was added to a stream.
+    """
+
+    z: Tensor
+    real: Tensor | None
+    output: Tensor
+    added: Added | None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that takes part is a number."""
+        parts = [self.z if self.real is None else self.z[self.real.bool()]]
+        parts += [] if self.added is None else [self.added.stream]
+        return all(bool(part.isfinite().all()) for part in parts)
+
+
+@contextmanager
+def watching(layer: DynamicLinear) -> Iterator[Callable[[], Seen]]:
+    """Note what a layer reads and gives, and end the run where its output was added."""
+    read: list[tuple[Tensor, Tensor | None]] = []
+    made: list[Tensor] = []
+
+    def reached() -> None:
+        raise Reached
+
+    follow = Follow(reached)
+
+    def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
+        read.append(_read(module, args[0]))
+
+    def after(module: DynamicLinear, _args: tuple[Tensor, ...], output: Tensor) -> None:
+        made.append(output)
+        follow.start(output, module.out_features)
+
+    with ExitStack() as stack:
+        for handle in (
+            layer.register_forward_pre_hook(before),
+            layer.register_forward_hook(after),
+        ):
+            stack.callback(handle.remove)
+        stack.enter_context(follow)
+        yield lambda: Seen(*read[0], made[0], follow.added)
+
+
+def _read(layer: DynamicLinear, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return what a layer multiplies by its weight, (B, T, inputs), and which tokens count."""
+    neurons = layer.reads[0].neurons
+    call = neurons.scope.current()
+    bounds = [
+        Bound(
+            call.selection(binding.neurons),
+            None if binding.index is None else getattr(layer, binding.index),
+            binding.carries_value,
+        )
+        for binding in layer.reads
+    ]
+    x = x.movedim(1, -1) if layer.layout == "pointwise" else x
+    tokens = to_instances(x, bounds[0].selection.batch, neurons.layout)
+    return mask_inputs(tokens, bounds), call.real(tokens)
 
 
 def correction(output: Tensor, dense: Added | None, pruned: Added | None) -> Tensor:

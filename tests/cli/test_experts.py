@@ -145,3 +145,25 @@ def test_the_report_of_neurons_tells_their_types_and_the_use_of_each_expert(run,
         assert sum(group["use"]) == pytest.approx(1.0)
     told = run("report", "neurons", experts, "--data", data).out
     assert "chosen by" in told
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_gated_model_is_consolidated_and_says_what_it_cost(run, gated, data, tmp_path, count):
+    out = tmp_path / "routed"
+    arguments = ("consolidate", gated, "--data", data, "--experts", count, "-o", out, "--json")
+    found = run(*arguments).document
+    assert found["experts"] == 0 or count > 1  # noise of so few pixels is alike to its gates
+    assert found["experts"] + found["fixed"] == 6
+    assert 0.5 <= found["agreement"] <= 1.0
+    assert found["error"] < 0.5
+    model = load(out)
+    assert len(routers(model)) == found["experts"]
+    assert model(torch.zeros(2, 3, 32, 48)).logits.shape == (2, 3, 8, 12)
+    flops = run("report", "flops", out, "--json").document
+    assert flops["pruned"]["executed"]["mean"] < flops["rewritten"]
+
+
+def test_what_chose_nothing_is_not_consolidated(run, dense, experts, data, tmp_path):
+    for model in (dense, experts):
+        outcome = run("consolidate", model, "--data", data, "-o", tmp_path / "none", code=2)
+        assert "no gates" in outcome.err

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+import dynprune
 from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate import GateConfig, plan_groups
-from dynprune.gate.route import put_experts
+from dynprune.gate.route import put_experts, routers
 from dynprune.graph import find_groups
 from dynprune.planning.experts import fit_experts
 
@@ -139,3 +140,43 @@ def test_tokens_that_choose_are_served_better_than_whole_inputs():
         errors[grain] = squared_error(model, dense, mixed[8:])
         put_back()
     assert errors["token"] < 0.7 * errors["instance"]
+
+
+class Deep(nn.Module):
+    """Residual hidden layers, each read by the next."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layers = nn.ModuleList(layer() for _ in range(4))
+        for block in self.layers:
+            for parameter in block.parameters():
+                nn.init.normal_(parameter, std=0.25)
+
+    def forward(self, x):
+        for block in self.layers:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.parametrize("grain", ["instance", "token"])
+def test_consumers_of_experts_that_are_fitted_in_sequence_correct_those_before(grain):
+    errors = {}
+    for refit in ("true", "sequential"):
+        model, unseen = Deep().eval(), inputs(9, seed=2)
+        with torch.no_grad():
+            dense = [call.run(model) for call in unseen]
+        settings = (
+            "apply.targets=[{kind: ffn}]",
+            "apply.gate.choose=experts",
+            "apply.gate.experts=3",
+            f"apply.gate.grain={grain}",
+            f"apply.calibration.refit={refit}",
+            "sparsity.final=0.5",
+        )
+        recipe = dynprune.load_recipe("any", settings)
+        calibration = [call.args[0] for call in inputs(48, seed=1)]
+        routed = dynprune.apply(model, calibration[0], recipe, calibration=calibration)
+        assert len(routers(routed)) == 4
+        errors[refit] = squared_error(routed, dense, unseen)
+    assert errors["sequential"] < 0.95 * errors["true"]
