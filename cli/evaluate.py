@@ -16,10 +16,9 @@ from .options import (
 )
 from .subject import (
     check_data,
-    choose_device,
     find_recipe,
-    load_subject,
-    picture_rules,
+    load_labeller,
+    place_of,
     prepare,
     tell_classes,
 )
@@ -54,10 +53,9 @@ def run(
     from dynprune.data import open_dataset
     from dynprune.tasks.evaluate import evaluate
 
-    place = choose_device(device)
+    place = place_of(model, device)
     check_data(data, split)
-    loaded = load_subject(model, followed, device=place)
-    rules = picture_rules(loaded, followed, terminal)
+    loaded, rules = load_labeller(model, followed, terminal, device=place, threads=threads)
     dataset = open_dataset(data, split, values=rules.values)
     if not dataset.numbered:
         tell_classes(loaded, dataset.classes, terminal)

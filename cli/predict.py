@@ -19,7 +19,7 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import choose_device, find_recipe, load_subject, picture_rules, prepare
+from .subject import find_recipe, load_labeller, place_of, prepare
 from .terminal import Terminal, table
 
 _SHOWN = 3
@@ -49,11 +49,9 @@ def run(
     target = Path(output)
     check_output(target, overwrite=overwrite)
     prepare(threads, followed)
-    place = choose_device(device)
-    loaded = load_subject(model, followed, device=place)
+    place = place_of(model, device)
+    loaded, rules = load_labeller(model, followed, terminal, device=place, threads=threads)
     from dynprune.tasks.predict import predict_files
-
-    rules = picture_rules(loaded, followed, terminal)
 
     rows = []
     with _directory(target) as directory, terminal.progress("predict") as step:
