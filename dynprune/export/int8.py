@@ -62,8 +62,8 @@ def refuse_gathered(model: nn.Module, engine: str) -> None:
     raise UsageError(
         f"an int8 file of a model that gathers weights for every input is not possible in "
         f"{engine}: it quantises constant weights alone, and runs products with gathered ones in "
-        "fp32. Fix the neurons (dynprune apply with --set apply.gate.choose=fixed), whose narrow layers run "
-        "in int8, or ask for another --precision"
+        "fp32. Fix the neurons (dynprune apply with --set apply.gate.choose=fixed), whose narrow "
+        "layers run in int8, or ask for another --precision"
     )
 
 
@@ -94,6 +94,8 @@ def quantised(
     products: Sequence[str],
     calibration: Calibration,
     quantiser: Quantiser,
+    *,
+    never: Sequence[str] = (),
 ) -> Quantised:
     """Write an int8 form of a file; the product that makes the output stays in float32.
 
@@ -107,13 +109,15 @@ def quantised(
         products: of the source, in their order.
         calibration: see there.
         quantiser: whose.
+        never: products that it must leave alone in any case.
 
     Raises:
         OutputError: the bound cannot be held.
     """
     before = None if calibration.score is None else calibration.score(source)
     tried = []
-    for left_out in _ladder(products):
+    for edges in _ladder([name for name in products if name not in never]):
+        left_out = (*edges, *never)
         quantise(
             source,
             target,

@@ -19,7 +19,7 @@ from dynprune.export.kept import kept_file
 from dynprune.export.onnx import onnx_model
 from dynprune.export.passes.bfloat16 import gathered_in_bfloat16
 from dynprune.export.precision import in_openvino, products_with, pruned_layers
-from dynprune.export.products import products_of
+from dynprune.export.products import depthwise_of, products_of
 from dynprune.export.record import Export
 from dynprune.export.verify import Check, check_calls, largest_difference
 
@@ -118,9 +118,13 @@ def _written(
         onnx.save(gathered_in_bfloat16(proto) if precision == "bf16" else proto, source)
         model = openvino.convert_model(source)
         if precision == "int8" and calibration is not None:
+            # Quantised depthwise convolutions come out wrong and would run in float32 anyway: see
+            # docs/decisions/0095-depthwise-convolutions-stay-in-float32.md.
             plain, target = source.with_suffix(".xml"), Path(scratch) / "int8.xml"
             openvino.save_model(model, plain, compress_to_fp16=False)
-            made = quantised(plain, target, products_of(proto), calibration, "nncf")
+            made = quantised(
+                plain, target, products_of(proto), calibration, "nncf", never=depthwise_of(proto)
+            )
             model = openvino.Core().read_model(target)
         if facts is not None:
             model.set_rt_info(replace(facts, precision=precision).to_text(), [KEY])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx
 from onnx import GraphProto, NodeProto
 
-__all__ = ["last_product", "name_products", "products_of"]
+__all__ = ["depthwise_of", "name_products", "products_of"]
 
 PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
 
@@ -57,10 +57,15 @@ def products_of(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(dict.fromkeys(node.name for node in _weighted(model.graph)))
 
 
-def last_product(model: onnx.ModelProto) -> str | None:
-    """Return the name of the product that makes the output, None where none has weights."""
-    names = products_of(model)
-    return names[-1] if names else None
+def depthwise_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the convolutions that have a filter of their own for every channel."""
+    groups = {
+        node.name: attribute.i
+        for node in _weighted(model.graph)
+        for attribute in node.attribute
+        if attribute.name == "group"
+    }
+    return tuple(name for name, count in groups.items() if count > 1)
 
 
 def _weighted(graph: GraphProto, outer: frozenset[str] = frozenset()) -> Iterator[NodeProto]:
