@@ -101,17 +101,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def page(rows: Sequence[dict[str, Any]]) -> str:
     return f"""# int8: what it costs in mIoU, through the engine
 
-Made by `python benchmarks/int8.py MODEL... --data DIR --name NAME`. Post-training quantisation alone:
-nncf for OpenVINO, onnxruntime.quantization for ONNX Runtime, calibrated on pictures of the training
-split; scores are of the whole validation split, computed by the engine from the int8 file, beside the
-same model in fp32 in PyTorch. `dense` is the published architecture, `fixed-0.5` and `fixed-0.7` have
-lost 50 and 70 % of the neurons of their groups for good (`apply.gate.choose: fixed`, calibrated and
-refitted, no training).
+Made by `python benchmarks/int8.py MODEL... --data DIR --name NAME`. Post-training quantisation
+alone: nncf for OpenVINO, onnxruntime.quantization for ONNX Runtime, calibrated on pictures of the
+training split. Scores are of the whole validation split, computed by the engine from the int8 file,
+beside the same model in fp32 in PyTorch. `dense` is the published architecture; `fixed-0.5` and
+`fixed-0.7` have lost 50 and 70 % of the neurons of their groups for good
+(`apply.gate.choose: fixed`, calibrated and refitted, no training).
 
 {table(rows)}
 
-Products are counted as the engine says that it runs them. What stays in fp32 was left out on purpose:
-the product that makes the logits, and in OpenVINO depthwise convolutions
+Products are counted as the engine says that it runs them. What stays in fp32 was left out on
+purpose: the product that makes the logits, and in OpenVINO depthwise convolutions
 ([decision 95](../decisions/0095-depthwise-convolutions-stay-in-float32.md)).
 """
 

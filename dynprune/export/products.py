@@ -7,12 +7,14 @@ from collections.abc import Iterator
 import onnx
 from onnx import GraphProto, NodeProto
 
-__all__ = ["depthwise_of", "name_products", "products_of"]
+__all__ = ["depthwise_of", "gathered_of", "name_products", "products_of"]
 
 PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose"}
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ROOT = "model."  # the attribute by which the traced program holds the model
+
+_GATHERS = {"Gather", "GatherElements", "GatherND"}
 
 _KEEPS = {
     "Cast",
@@ -66,6 +68,34 @@ def depthwise_of(model: onnx.ModelProto) -> tuple[str, ...]:
         if attribute.name == "group"
     }
     return tuple(name for name, count in groups.items() if count > 1)
+
+
+def gathered_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the names of the products whose weights are gathered for every input."""
+    return tuple(
+        node.name
+        for graph in _graphs(model.graph)
+        for node in graph.node
+        if node.op_type in PRODUCTS and _is_gathered(node, graph)
+    )
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def _is_gathered(node: NodeProto, graph: GraphProto) -> bool:
+    makers = {name: made for made in graph.node for name in made.output}
+    for name in node.input[:2]:
+        while (made := makers.get(name)) is not None and made.op_type in _KEEPS:
+            if made.op_type in _GATHERS and made.input[0] not in makers:
+                return True
+            name = made.input[0]
+    return False
 
 
 def _weighted(graph: GraphProto, outer: frozenset[str] = frozenset()) -> Iterator[NodeProto]:
