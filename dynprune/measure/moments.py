@@ -1,13 +1,13 @@
 """What the neurons of the gated groups do on a few inputs, and how strongly they are read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from dynprune.errors import UsageError
+from dynprune.errors import InputError, UsageError
 from dynprune.example import Example
 from dynprune.gate.binding import Binding
 from dynprune.gate.call import Observation, observing
@@ -61,6 +61,7 @@ class NeuronMoments:
             return (self.queries * spread).sqrt()
         square = self.second
         if mean is not None:
+            mean = mean.to(square)  # its square may leave the range of halves
             square = (square - 2 * mean * self.first + mean.square()).clamp_min(0.0)
         return square.sqrt() * self.reach
 
@@ -78,6 +79,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
 
     Raises:
         UsageError: where ``calls`` is empty.
+        InputError: where the dense model computes what is no finite number.
     """
     tallies = {name: _Tally() for name in gates(model)}
     by_members = {gate.members: name for name, gate in gates(model).items()}
@@ -100,6 +102,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
             call.run(model)
             own.put_back()
             count += 1
+            _check_finite(tallies, count)
     if not count:
         raise UsageError("Calibration needs at least one input, got none.")
     return {
@@ -112,6 +115,17 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
         )
         for name, tally in tallies.items()
     }
+
+
+def _check_finite(tallies: Mapping[str, _Tally], count: int) -> None:
+    """Refuse what the latest call did where it is infinite or no number: no order is in it."""
+    for name, tally in tallies.items():
+        if not all(bool(seen[-1].isfinite().all()) for seen in (tally.first, tally.second) if seen):
+            raise InputError(
+                f"Calibration call {count} of the model makes infinite or undefined numbers in "
+                f"{name}, which say nothing of its neurons. Leave that input out, or give the "
+                "model in a type of a wider range."
+            )
 
 
 @contextmanager
@@ -175,6 +189,7 @@ def neurons_at(layer: DynamicLinear, x: Tensor, port: Binding, gate: NeuronGate)
     """Return (B, T, neurons, m): a layer's input or output, neuron by neuron."""
     if layer.layout == "pointwise":
         x = x.movedim(1, -1)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares leave the range of halves
     call = gate.members.scope.current()
     batch = call.selection(gate.members).batch
     if gate.per_token:
@@ -205,7 +220,8 @@ def ports_of(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[Dynami
 
 def weight_norm(layer: DynamicLinear, port: Binding, dim: int) -> Tensor:
     """Return each neuron's weight norm in a layer: of its rows (dim 1) or its columns (dim 0)."""
-    square = layer.matrix.detach().square().sum(dim)
+    matrix = layer.matrix.detach()
+    square = matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum(dim)
     if port.index is not None:
         square = square[getattr(layer, port.index)].sum(-1)
     return square.sqrt()

@@ -16,7 +16,7 @@ from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Rule, find_groups
 from dynprune.laws import note_dense
 from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
-from dynprune.models.provenance import without_place
+from dynprune.models.provenance import known_provenance, without_place
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.pipeline.check import require_laws
 from dynprune.pipeline.experts import ExpertPlan, plan_experts, record_of_choice
@@ -70,6 +70,8 @@ def apply_recipe(
     model = loaded.module
     _check_own(recipe, calibration, predictor, importance)
     refuse_fixed(records_of(model))
+    if is_gated(model):  # before anything is changed: a failure takes gates out again
+        raise UsageError("The model is gated already: call dynprune.restore first.")
     calibration = None if calibration is None else list(calibration)
     made = count_made(model)
     choose = recipe.apply.gate.choose
@@ -224,7 +226,10 @@ def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
         UsageError: groups were fixed, or the model was loaded from files, and its dense weights
             are not in them; the model is untouched.
     """
-    known = provenance_of(model)
+    known = known_provenance(model)
+    if known is None and not is_gated(model):
+        return model  # dynprune never changed it
+    known = known or provenance_of(model)
     refuse_fixed(known.rewrites)
     if known.from_files:
         if (gone := why_narrow(known.rewrites)) is not None:

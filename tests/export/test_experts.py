@@ -39,7 +39,6 @@ def test_an_onnx_file_answers_as_the_model_does(routed, tmp_path):
 
     written = export_onnx(*routed, tmp_path / "m.onnx")
     assert written.max_error < 1e-4
-    assert len({shape[0] for shape in written.checked}) > 1
     assert next(iter(written.inputs.values()))[0] == "batch"
 
 
@@ -48,16 +47,3 @@ def test_an_openvino_file_answers_as_the_model_does(routed, tmp_path):
     from dynprune.export.openvino import export_openvino
 
     assert export_openvino(*routed, tmp_path / "m.xml").max_error < 1e-4
-
-
-def test_a_compiled_model_has_the_gradients_of_the_plain_one(routed):
-    model, example = routed
-    grads = []
-    for compiles in (False, True):
-        if compiles:
-            model.compile(backend="aot_eager", fullgraph=True)
-        model.zero_grad()
-        model(*example.args).square().sum().backward()
-        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for a, b in zip(*grads, strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
