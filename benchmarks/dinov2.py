@@ -196,9 +196,9 @@ def page(document: Mapping[str, Any]) -> str:
         "own* has gates; *experts* have a set and consumers of their own, routed by the picture or",
         "by each token. *In sequence* is `apply.calibration.refit: sequential`: every layer that",
         "reads pruned neurons is fitted on what the pruned layers before it really give, to the",
-        "dense residual stream behind it. *Each token's own neurons* run masked where there are",
-        "many tokens: the multiply-adds *by choice* are those of kept neurons and of the gates,",
-        "as a token alone runs them. All groups: queries with keys, values, hidden layers.",
+        "dense residual stream behind it. *Each token's own neurons* run masked where tokens are",
+        "many: the multiply-adds *by choice* are those of kept neurons and gates, as a single",
+        "token runs them. All groups: queries with keys, values, hidden layers.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -18,7 +18,7 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import choose_device, find_recipe, prepare
+from .subject import find_recipe, place_of, prepare
 from .terminal import Terminal, table
 from .work import open_work, require_teacher
 
@@ -56,7 +56,7 @@ def run(
     bounds = parse_bounds(fail_if)
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
-    place = choose_device(device)
+    place = place_of(model, device)
     work = open_work(data, (split,), model, followed, terminal, device=place, teacher=teacher)
     (part,) = work.parts
     dense = None

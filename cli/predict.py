@@ -21,7 +21,7 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import choose_device, find_recipe, picture_rules, prepare
+from .subject import find_recipe, load_labeller, picture_rules, place_of, prepare
 from .terminal import Terminal, table
 from .work import load_for, reading_for
 
@@ -65,17 +65,21 @@ def run(
     target = Path(output)
     check_output(target, overwrite=overwrite)
     prepare(threads, followed)
-    place = choose_device(device)
-    loaded = load_for(images, model, followed, device=place)
-    from dynprune.pipeline.tasks import predicting_kind
+    place = place_of(model, device)
+    from dynprune.export.engine_file import is_engine_file
 
-    kind = predicting_kind(followed, images, loaded)
-    if kind.predict is not None:
-        _predict_by(kind, loaded, followed, images, target, terminal)
-        return
+    if is_engine_file(model):
+        loaded, rules = load_labeller(model, followed, terminal, device=place, threads=threads)
+    else:
+        loaded = load_for(images, model, followed, device=place)
+        from dynprune.pipeline.tasks import predicting_kind
+
+        kind = predicting_kind(followed, images, loaded)
+        if kind.predict is not None:
+            _predict_by(kind, loaded, followed, images, target, terminal)
+            return
+        rules = picture_rules(loaded, followed, terminal)
     from dynprune.tasks.predict import predict_files
-
-    rules = picture_rules(loaded, followed, terminal)
 
     rows = []
     with _directory(target) as directory, terminal.progress("predict") as step:

@@ -42,7 +42,11 @@ def run(
     ] = 1,
     engines: Annotated[
         str,
-        typer.Option("--engines", metavar="A,B", help="Of torch, onnxruntime, openvino."),
+        typer.Option(
+            "--engines",
+            metavar="A,B",
+            help="Of torch, onnxruntime, openvino, onnxruntime-int8, openvino-bf16, openvino-int8.",
+        ),
     ] = "torch",
     runs: Annotated[
         int, typer.Option("--runs", metavar="N", min=1, help="Timed runs of every form.")
@@ -78,6 +82,8 @@ def run(
     if not (is_gated(loaded.module) or is_fixed(loaded.module)):
         apply_recipe(loaded, require_recipe(followed))
     found = time_engines(loaded, engines, runs=runs, threads=threads)
+    for note in found.notes:
+        terminal.note(note)
     record = found.to_json()
     shown = [_medians(found)]
     if breakeven:
@@ -115,7 +121,7 @@ def time_engines(
         )
     except ImportError as error:
         raise UsageError(
-            f"an engine needs the package {error.name}: pip install 'dynprune[onnx,openvino]'"
+            f"an engine needs the package {error.name}: pip install 'dynprune[int8]'"
         ) from error
 
 

@@ -61,7 +61,9 @@ def run(
     engines: Annotated[
         str,
         typer.Option(
-            "--engines", metavar="A,B", help="Time these, of torch, onnxruntime, openvino; '' none."
+            "--engines",
+            metavar="A,B",
+            help="Time these, as report latency does, such as torch,openvino-int8; '' none.",
         ),
     ] = "torch",
     latency: Annotated[

@@ -20,8 +20,10 @@ __all__ = [
     "choose_device",
     "find_recipe",
     "is_recipe",
+    "load_labeller",
     "load_subject",
     "picture_rules",
+    "place_of",
     "prepare",
     "require_recipe",
     "tell_classes",
@@ -139,6 +141,58 @@ def load_subject(
         # Neither a recipe nor --input-size gave the shape: the model's own example did.
         loaded = replace(loaded, example=loaded.example.batched(batch))
     return loaded
+
+
+def load_labeller(
+    model: str,
+    recipe: Recipe | None,
+    terminal: "Terminal",
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> "tuple[LoadedModel, PictureRules]":
+    """Load a model, or a file for an engine, and settle how pictures and labels are read for it.
+
+    A file says itself how; a recipe goes first there, too.
+
+    Args:
+        model: what the user typed.
+        recipe: what the command follows, or None.
+        terminal: takes notes.
+        device: where to put a model; a file runs on the CPU.
+        threads: of a file's inference.
+
+    Raises:
+        UsageError: a file cannot run there.
+        InputError: it is missing or damaged.
+    """
+    from dynprune.export.engine_file import is_engine_file
+
+    if not is_engine_file(model):
+        loaded = load_subject(model, recipe, device=device)
+        return loaded, picture_rules(loaded, recipe, terminal)
+    from dynprune.export.engine_file import open_engine_file
+    from dynprune.pipeline.int8 import rules_of
+
+    if device != "cpu":
+        raise UsageError(
+            f"{model} is run by its engine on the CPU; --device {device} is not for it"
+        )
+    loaded, facts = open_engine_file(Path(model), threads=threads or 0)
+    if recipe is not None:
+        return loaded, picture_rules(loaded, recipe, terminal)
+    return loaded, rules_of(facts)
+
+
+def place_of(model: str, device: str) -> str:
+    """Return the device that a model, or a file for an engine, runs on.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    from dynprune.export.engine_file import is_engine_file
+
+    return "cpu" if device == "auto" and is_engine_file(model) else choose_device(device)
 
 
 def check_data(directory: str, split: str) -> None:

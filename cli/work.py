@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dynprune.errors import UsageError
 from dynprune.recipe import Recipe
 
-from .subject import load_subject, picture_rules, tell_classes
+from .subject import load_labeller, load_subject, picture_rules, tell_classes
 
 if TYPE_CHECKING:
     from dynprune.data import SegmentationData
@@ -98,12 +98,15 @@ def open_work(
         reading = tasks.reading_of(recipe)
         opened = [tasks.open_task(kind, data, split, reading) for split in splits]
         example = opened[0].call(0)
-    loaded = load_subject(model, recipe, device=device, example=example, **loading)
+    loaded, rules = _loaded(kind, model, recipe, terminal, device, example=example, **loading)
     dense = None
     if teacher is not None:
         dense = load_subject(teacher, recipe, device=device, example=example)
     kind = tasks.fitting_kind(kind, recipe, loaded)
-    rules, reading = reading_for(kind, loaded, recipe, terminal, teacher=dense)
+    if rules is None:
+        rules, reading = reading_for(kind, loaded, recipe, terminal, teacher=dense)
+    else:
+        reading = tasks.reading_of(recipe, rules, loaded=loaded, teacher=dense)
     if not opened:
         opened = [tasks.open_task(kind, data, split, reading) for split in splits]
     if kind.name == "segmentation":
@@ -111,6 +114,27 @@ def open_work(
     if settle:
         opened = [part.settled(loaded.module) for part in opened]
     return Work(kind, loaded, dense, tuple(opened), rules, reading)
+
+
+def _loaded(
+    kind: "Kind",
+    model: str | None,
+    recipe: Recipe | None,
+    terminal: "Terminal",
+    device: str,
+    **loading: Any,
+) -> "tuple[LoadedModel, PictureRules | None]":
+    """Load the model, or a file for an engine with what it says of pictures and labels."""
+    from dynprune.export.engine_file import is_engine_file
+
+    if model is None or not is_engine_file(model):
+        return load_subject(model, recipe, device=device, **loading), None
+    if kind.name != "segmentation":
+        raise UsageError(
+            f"{model} is a file for an engine, which labels pictures; it does not run on "
+            f"{kind.name} data. Evaluate the directory that it was exported from."
+        )
+    return load_labeller(model, recipe, terminal, device=device, threads=loading.get("threads"))
 
 
 def _rules(

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -116,5 +117,7 @@ def test_the_extras_that_are_documented_exist():
 
 def test_the_version_is_the_same_wherever_it_is_written():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == VERSION
+    first = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.M)
+    assert first[1] == VERSION
     minor = VERSION.rpartition(".")[0]
     assert f"| {minor} | yes |" in (ROOT / "SECURITY.md").read_text("utf-8")

@@ -4,7 +4,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +20,17 @@ from dynprune.measure.macs import as_published, without_gates
 
 __all__ = ["ENGINES", "RUNNERS", "Runner", "Subject", "latency_report"]
 
-EngineName = Literal["torch", "onnxruntime", "openvino", "openvino-bf16"]
-ENGINES: tuple[EngineName, ...] = ("torch", "onnxruntime", "openvino", "openvino-bf16")
+EngineName = Literal[
+    "torch", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8"
+]
+ENGINES: tuple[EngineName, ...] = (
+    "torch",
+    "onnxruntime",
+    "onnxruntime-int8",
+    "openvino",
+    "openvino-bf16",
+    "openvino-int8",
+)
 
 Arithmetic = Literal["f32", "bf16"]
 
@@ -35,12 +44,16 @@ class Subject:
         example: the call.
         directory: for files that an engine reads; it goes when the report is done.
         as_published: whether files keep the model's own norms, as the dense form's do.
+        form: ``dense``, ``rewritten`` or ``pruned``.
+        notes: sentences for the report on how an engine runs it.
     """
 
     model: nn.Module
     example: Example
     directory: Path
     as_published: bool
+    form: str = "pruned"
+    notes: list[str] = field(default_factory=list)
 
     def onnx_file(self, target: Target, arithmetic: Arithmetic = "f32") -> Path:
         """Convert the model unless that was done."""
@@ -59,6 +72,38 @@ class Subject:
                 as_published=self.as_published,
             )
             onnx.save(gathered_in_bfloat16(proto) if arithmetic == "bf16" else proto, path)
+        return path
+
+    def int8_file(self, target: Target) -> Path:
+        """Quantise the model's file, to be timed alone, and note what does not run in int8.
+
+        Products with gathered weights stay in float32: no engine quantises them.
+        """
+        import onnx
+
+        from dynprune.export.int8 import Calibration, quantised
+        from dynprune.export.products import depthwise_of, gathered_of, products_of
+
+        source = self.onnx_file(target)
+        path = source.with_suffix(".int8.onnx" if target == "onnxruntime" else ".int8.xml")
+        proto = onnx.load(source)
+        gathered = gathered_of(proto)
+        never = {*gathered, *(depthwise_of(proto) if target == "openvino" else ())}
+        calls = [self.example, self.example.batched(self.example.batch, seed=1)]
+        quantised(
+            source,
+            path,
+            products_of(proto),
+            Calibration(calls, quick=True),
+            "onnxruntime" if target == "onnxruntime" else "nncf",
+            never=tuple(never),
+        )
+        if gathered:
+            self.notes.append(
+                f"{target}-int8 runs {len(gathered)} of {len(products_of(proto))} products of the "
+                f"{self.form} form in fp32: their weights are gathered for every input, which the "
+                "engine does not do in int8; fixed groups (apply.gate.choose: fixed) run in int8"
+            )
         return path
 
 
@@ -104,9 +149,12 @@ def latency_report(
         stack.enter_context(_torch_threads(threads))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         timed: dict[str, Run] = {}
+        notes: list[str] = []
         for form, subject in forms.items():
             for engine, runner in runners.items():
-                ready = Subject(subject, example, directory, as_published=form == "dense")
+                ready = Subject(
+                    subject, example, directory, form == "dense", form=form, notes=notes
+                )
                 timed[f"{engine}/{form}"] = runner(ready, threads)
         for subject in forms.values():
             stack.enter_context(compact(subject))
@@ -121,6 +169,7 @@ def latency_report(
             engine: EngineLatency({form: times[f"{engine}/{form}"] for form in FORMS}, macs)
             for engine in runners
         },
+        notes=tuple(notes),
     )
 
 
@@ -132,6 +181,20 @@ def _onnxruntime_runner(subject: Subject, threads: int) -> Run:
     from dynprune.export.onnx import onnx_runner
 
     run = onnx_runner(subject.onnx_file("onnxruntime"), threads=threads)
+    return lambda: run(subject.example.tensors)
+
+
+def _onnxruntime_int8_runner(subject: Subject, threads: int) -> Run:
+    from dynprune.export.onnx import onnx_runner
+
+    run = onnx_runner(subject.int8_file("onnxruntime"), threads=threads)
+    return lambda: run(subject.example.tensors)
+
+
+def _openvino_int8_runner(subject: Subject, threads: int) -> Run:
+    from dynprune.export.openvino import openvino_runner
+
+    run = openvino_runner(subject.int8_file("openvino"), threads=threads)
     return lambda: run(subject.example.tensors)
 
 
@@ -149,8 +212,10 @@ def _openvino_runner(arithmetic: Arithmetic) -> Runner:
 RUNNERS: Mapping[str, Runner] = {
     "torch": _torch_runner,
     "onnxruntime": _onnxruntime_runner,
+    "onnxruntime-int8": _onnxruntime_int8_runner,
     "openvino": _openvino_runner("f32"),
     "openvino-bf16": _openvino_runner("bf16"),
+    "openvino-int8": _openvino_int8_runner,
 }
 """Every engine by its name."""
 

@@ -1,7 +1,8 @@
 """ONNX files that choose neurons for every input inside, checked against PyTorch."""
 
 import logging
-from dataclasses import dataclass
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,56 +15,30 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dynprune.example import Example
+from dynprune.export.facts import KEY, FileFacts
+from dynprune.export.int8 import TOLERANCE as INT8_TOLERANCE
+from dynprune.export.int8 import Calibration, Quantised, calibrated_for, quantised, refuse_gathered
 from dynprune.export.kept import kept_file
 from dynprune.export.passes.groups import sorted_product
 from dynprune.export.passes.instances import over_instances
+from dynprune.export.precision import in_onnxruntime, products_with, pruned_layers
+from dynprune.export.products import name_products, products_of
 from dynprune.export.program import Exportable, Target, exportable
+from dynprune.export.record import Export
 from dynprune.export.verify import Check, check_calls, largest_difference
 from dynprune.host.quiet import without_logs, without_warnings
 
-__all__ = ["Export", "OnnxPrecision", "export_onnx", "halved", "onnx_model", "onnx_runner"]
+__all__ = ["OnnxPrecision", "export_onnx", "halved", "onnx_model", "onnx_runner", "save_onnx"]
 
-OnnxPrecision = Literal["fp32", "fp16"]
+OnnxPrecision = Literal["fp32", "fp16", "int8"]
 
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": INT8_TOLERANCE}
 """Largest relative difference from PyTorch: rounding, and the choice between equal neurons."""
 
 _OUTPUT = "logits"
 
 _FOLDED = 1 << 24
 """Values of a constant that is worked out before it is written: weights, not maps of them."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """A file that was written, and how well it agrees with its model.
-
-    Attributes:
-        path: of the file.
-        format: ``onnx`` or ``openvino``.
-        precision: of its weights, or of its arithmetic for ``bf16``.
-        inputs: name -> shape; open sizes are strings.
-        checked: shapes of the first input of the calls that were compared.
-        max_error: largest relative difference from PyTorch.
-    """
-
-    path: Path
-    format: str
-    precision: str
-    inputs: dict[str, tuple[int | str, ...]]
-    checked: tuple[tuple[int, ...], ...]
-    max_error: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of ``dynprune export --json``."""
-        return {
-            "output": str(self.path),
-            "format": self.format,
-            "precision": self.precision,
-            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
-            "checked": [list(shape) for shape in self.checked],
-            "max_error": self.max_error,
-        }
 
 
 def export_onnx(
@@ -74,6 +49,8 @@ def export_onnx(
     precision: OnnxPrecision = "fp32",
     fixed_size: bool = False,
     overwrite: bool = False,
+    calibration: Calibration | None = None,
+    facts: FileFacts | None = None,
 ) -> Export:
     """Write a model as ONNX; the file is kept only if onnxruntime computes the same with it.
 
@@ -81,18 +58,30 @@ def export_onnx(
         model: gated, rewritten or neither; left as it is.
         example: a call of it.
         path: of the file.
-        precision: ``fp16`` stores weights in half precision; arithmetic stays in float32.
+        precision: ``fp16`` stores weights in half precision, arithmetic stays in float32; ``int8``
+            quantises weights and activations after training.
         fixed_size: take inputs of the example's size alone.
         overwrite: whether the file may be there already.
+        calibration: for ``int8``.
+        facts: that travel in the file, so that it can be evaluated without its model.
 
     Raises:
         OutputError: the file exists, cannot be written, or differs from the model.
-        UsageError: the model cannot be traced.
+        UsageError: the model cannot be traced, or cannot be quantised.
     """
+    if precision == "int8":
+        refuse_gathered(model, "ONNX Runtime")
+        calibration = calibrated_for(calibration, example, fixed=fixed_size)
+    made = Quantised((), None)
     with kept_file(path, overwrite=overwrite) as place:
         proto, traced = onnx_model(model, example, target="onnxruntime", fixed_size=fixed_size)
-        onnx.save(halved(proto) if precision == "fp16" else proto, place)
-        calls = check_calls(example, traced.file_shapes)
+        names = products_of(proto)
+        if precision == "int8" and calibration is not None:
+            made = _in_int8(proto, place, calibration, facts)
+            calls = check_calls(example, traced.file_shapes, like=calibration.calls)
+        else:
+            save_onnx(halved(proto) if precision == "fp16" else proto, place, facts, precision)
+            calls = check_calls(example, traced.file_shapes)
         error = largest_difference(
             model,
             onnx_runner(place),
@@ -100,6 +89,7 @@ def export_onnx(
             tolerance=TOLERANCES[precision],
             what=f"the {precision} ONNX file",
         )
+        ran = in_onnxruntime(place, names)
     return Export(
         path,
         "onnx",
@@ -107,7 +97,30 @@ def export_onnx(
         dict(zip(traced.names, traced.file_shapes, strict=True)),
         tuple(tuple(call.tensors[0].shape) for call in calls),
         error,
+        products_with(ran, names, pruned_layers(model)),
+        made.left_out,
+        made.accuracy,
     )
+
+
+def save_onnx(
+    proto: onnx.ModelProto, path: Path, facts: FileFacts | None, precision: str = "fp32"
+) -> None:
+    """Write a model with its facts."""
+    if facts is not None:
+        helper.set_model_props(proto, {KEY: replace(facts, precision=precision).to_text()})
+    onnx.save(proto, path)
+
+
+def _in_int8(
+    proto: onnx.ModelProto, place: Path, calibration: Calibration, facts: FileFacts | None
+) -> Quantised:
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        source, target = Path(scratch) / "model.onnx", Path(scratch) / "int8.onnx"
+        onnx.save(proto, source)
+        made = quantised(source, target, products_of(proto), calibration, "onnxruntime")
+        save_onnx(onnx.load(target), place, facts, "int8")
+    return made
 
 
 def onnx_model(
@@ -170,7 +183,8 @@ def onnx_runner(path: Path, *, threads: int = 0) -> Check:
 
 
 def _tidy(model: onnx.ModelProto, traced: Exportable) -> None:
-    """Name the open sizes, and drop where in which source each node came from, in place."""
+    """Name open sizes and products, and drop in which source each node came from, in place."""
+    name_products(model)
     del model.metadata_props[:]
     graph = model.graph
     for record in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -21,13 +22,19 @@ _PICTURES = ((128, 128), (97, 131), (160, 96))
 _LENGTHS = (7, 16)
 
 
-def check_calls(example: Example, shapes: Sequence[Sequence[int | str]]) -> list[Example]:
+def check_calls(
+    example: Example, shapes: Sequence[Sequence[int | str]], like: Sequence[Example] = ()
+) -> list[Example]:
     """Make calls of different sizes and batches, as far as the file leaves them open.
 
     Args:
         example: the call that the file was made for.
         shapes: of the file's inputs, open sizes by name.
+        like: real inputs; where they are given, all calls are made of them: a quantised file
+            computes nothing of use on inputs beyond the ranges that it was calibrated for.
     """
+    if like:
+        return _of_real(shapes, like)
     calls = [example, example.batched(max(2, example.batch), seed=1)]
     is_open = {size for shape in shapes for size in shape if isinstance(size, str)}
     if {"height", "width"} <= is_open:
@@ -70,6 +77,22 @@ def largest_difference(
                 f" {tolerance:.0e}; nothing was written"
             )
     return worst
+
+
+def _of_real(shapes: Sequence[Sequence[int | str]], like: Sequence[Example]) -> list[Example]:
+    """Take the first and the last real input, and the first at other sizes where they are open."""
+    is_open = {size for shape in shapes for size in shape if isinstance(size, str)}
+    calls = [like[0], *like[-1:]] if len(like) > 1 else [like[0]]
+    if {"height", "width"} <= is_open:
+        calls += [
+            _changed(
+                like[0],
+                lambda t: t.dim() == 4 and t.is_floating_point(),
+                lambda t, sides=sides: F.interpolate(t, sides, mode="bilinear"),  # type: ignore[misc]
+            )
+            for sides in _PICTURES
+        ]
+    return calls
 
 
 def _resized(example: Example, sides: tuple[int, int], seed: int) -> Example:

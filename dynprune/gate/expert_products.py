@@ -163,7 +163,10 @@ def is_grouped(rows: Tensor, weight: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch's
 def _has_grouped_product() -> bool:
     """Whether this card multiplies groups without asking the processor for their bounds."""
     return hasattr(torch, "_grouped_mm") and torch.cuda.get_device_capability() >= (9, 0)
+
+
+# What `torch.compiler.assume_constant_result` does, which would import the compiler for it.
+_has_grouped_product._dynamo_marked_constant = True  # type: ignore[attr-defined] # of a function

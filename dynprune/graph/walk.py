@@ -254,6 +254,7 @@ class Walk:
 
     def _graph(self, module: fx.GraphModule, operands: list[Any]) -> list[Tensor | None]:
         last_use: dict[fx.Node, fx.Node] = {}
+        idle = _idle(module.graph)
         for node in module.graph.nodes:
             for used in node.all_input_nodes:
                 last_use[used] = node
@@ -275,7 +276,7 @@ class Walk:
                     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
                     return [self.labels(out) for out in outputs]
                 self.spoil(node.all_input_nodes, RETURNED)
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node not in idle:
                 if any(used in self._from_data for used in node.all_input_nodes):
                     self._from_data.add(node)
                 self._labels[node] = self._step(module, node)
@@ -322,6 +323,17 @@ class Walk:
                 if isinstance(nested, fx.GraphModule) and place + 1 < len(node.args):
                     return nested, list(node.args[place + 1 :])
         return None
+
+
+def _idle(graph: fx.Graph) -> set[fx.Node]:
+    """Return the operations whose results nobody uses, and which change nothing."""
+    idle: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        pure = node.op == "call_function" and schema is not None and not schema.is_mutable
+        if pure and idle.issuperset(node.users):
+            idle.add(node)
+    return idle
 
 
 def _kept(labels: Tensor | None) -> Tensor | None:

@@ -68,6 +68,7 @@ class LatencyReport:
         input: shape of the call's first tensor; its first size is the batch.
         runs: timed runs of every form, after warm-up.
         engines: engine -> its times.
+        notes: sentences on what an engine does not run as its name says.
     """
 
     device: str
@@ -75,6 +76,7 @@ class LatencyReport:
     input: tuple[int, ...]
     runs: int
     engines: Mapping[str, EngineLatency]
+    notes: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:
@@ -90,6 +92,7 @@ class LatencyReport:
             "input": list(self.input),
             "runs": self.runs,
             "engines": {name: engine.to_json() for name, engine in self.engines.items()},
+            "notes": list(self.notes),
         }
 
 

@@ -29,12 +29,14 @@ class ExpertSeat:
         draft: whose sets and router are settled; consumers without readers stay dense.
         is_active: whether experts compute now.
         tokens: (B, T, C) that the group's first producer read last, and which of them count.
+        hidden: (B, T, neurons) that each consumer read last.
     """
 
     plan: GroupPlan
     draft: GroupDraft
     is_active: bool = False
     tokens: tuple[Tensor, Tensor | None] | None = field(default=None, repr=False)
+    hidden: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def forget(self) -> dict[str, Reader]:
         """Make all consumers dense again, and return the readers that there were."""
@@ -42,11 +44,11 @@ class ExpertSeat:
         self.draft.take_sets(self.draft.index)
         return before
 
-    def add(self, name: str, hidden: Tensor, target: Tensor) -> None:
-        """Add what one consumer reads and should make, (B, T, ...), in the call that runs."""
+    def add(self, name: str, target: Tensor) -> None:
+        """Add what one consumer should have made, (B, T, out), of what it read last."""
         assert self.tokens is not None
         tokens, real = self.tokens
-        self.draft.add(name, tokens, hidden, target, real)
+        self.draft.add(name, tokens, self.hidden.pop(name), target, real)
 
     def first(self, module: DynamicLinear, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of the first producer."""
@@ -60,12 +62,15 @@ class ExpertSeat:
 
     def made(self, name: str, module: DynamicLinear, x: Tensor) -> Tensor | None:
         """Return what a consumer makes of its input by its experts; None where it is dense."""
-        if not self.is_active or name not in self.draft.readers:
+        if not self.is_active:
             return None
         assert self.tokens is not None
         tokens, real = self.tokens
         last = x.movedim(1, -1) if module.layout == "pointwise" else x
         hidden = to_instances(last, len(tokens), self.plan.layout)
+        if name not in self.draft.readers:
+            self.hidden[name] = hidden.detach()
+            return None
         y = from_instances(self.draft.make(name, tokens, hidden, real), last, self.plan.layout)
         return y.movedim(-1, 1) if module.layout == "pointwise" else y
 

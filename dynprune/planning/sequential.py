@@ -165,7 +165,8 @@ class _Sequence:
         self.seats, self.seat_of = seats, seat_of(seats, model)
         self.dense = weights_of(layers)
         self.new: Weights = {}
-        self.state = Snapshot(model)
+        with _pruned(model, seats):  # heads of full width, as in every run
+            self.state = Snapshot(model)
         self.resumer = Resumer(model)
         self.order = self._order(layers)
         self.producers = _producers(model)
@@ -186,7 +187,7 @@ class _Sequence:
                     target = _target(layer, *wanted, found)
                     if layer in self.seat_of:
                         seat, name = self.seat_of[layer]
-                        seat.add(name, found.z, target)
+                        seat.add(name, target)
                     else:
                         _add(moments, layer, target, found)
             most = max(most, sum(g.size for side in self.given.values() for g in side))
@@ -209,10 +210,10 @@ class _Sequence:
         try:
             with dense_function(self.model):
                 self.calls[0].run(self.model)
+                self.state.put_back()
         finally:
             for handle in handles:
                 handle.remove()
-            self.state.put_back()
         return [layer for layer in ran if ran.count(layer) == 1]
 
     def _all(self, layer: DynamicLinear, side: str, until: set[DynamicLinear]) -> Iterator[Seen]:

@@ -54,7 +54,8 @@ class Segmentation:
 
     def settled(self, model: nn.Module) -> "Segmentation":
         """Return the data under the classes that a model tells apart; one picture is run."""
-        device = next(model.parameters()).device
+        weight = next(model.parameters(), None)  # a file for an engine has none
+        device = "cpu" if weight is None else weight.device
         if self.reading.crop is None:
             first = self.reading.preprocessing(self.data.picture(0), device)
             count = output_classes(model, first, self.reading.preprocessing)

@@ -1,13 +1,13 @@
 """Two processes of the command line train a classifier to the weights of one."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from dynprune.distill import CheckpointStore
@@ -59,6 +59,9 @@ def test_two_processes_train_a_classifier_to_the_weights_of_one(place):
     moved = [n for n in start if n in alone and start[n].shape == alone[n].shape]
     way = max(float((alone[name] - start[name]).abs().max()) for name in moved)
     assert way > 1e-3
-    for name, value in alone.items():
-        # Sums over the batch in another order: rounding, a thousandth of the way at most.
-        torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-3 * way)
+    apart = {name: float((shared[name] - value).abs().max()) for name, value in alone.items()}
+    # Sums over the batch in another order: rounding, a thousandth of the way at most. A bias of the
+    # keys shifts all scores of a query alike, so that its gradient is rounding alone, of which
+    # AdamW makes whole steps.
+    free = re.compile(r".*(key|k_proj)(\.dense)?\.bias")
+    assert not {n: far for n, far in apart.items() if far > 1e-3 * way and not free.fullmatch(n)}

@@ -158,6 +158,13 @@ def test_apply_calibrates_on_any_data(task, place, run):
     run("eval", saved(task, output), "--data", data, *compare(task))
 
 
+@pytest.mark.parametrize("task", ["classification", "any"])
+def test_a_gated_model_is_held_to_its_laws_on_its_own_data(task, trained, run):
+    done = run("check", saved(task, trained), "--data", CASES[task][1], "--json").document
+    assert "broken" not in {law["status"] for law in done["laws"]}
+    assert "ok" in {law["status"] for law in done["laws"]}
+
+
 def test_pictures_are_classified_with_the_first_five_classes(place, run):
     done = run(
         "predict", "classifier", "colours/val/red/red0.png", "colours/val/blue/blue1.png",

@@ -24,7 +24,7 @@ class Block(nn.Module):
 @pytest.fixture(params=["instance", "token"])
 def routed(request):
     torch.manual_seed(0)
-    model, example = Block().eval(), Example((torch.randn(2, 12, 16),))
+    model, example = nn.Sequential(Block()).eval(), Example((torch.randn(2, 12, 16),))
     groups = find_groups(model, example).groups
     plans = plan_groups(model, example, groups, {g.name: GateConfig(order="fixed") for g in groups})
     index = torch.rand(3, 64).topk(32).indices.sort(1).values
@@ -39,8 +39,7 @@ def test_an_onnx_file_answers_as_the_model_does(routed, tmp_path):
 
     written = export_onnx(*routed, tmp_path / "m.onnx")
     assert written.max_error < 1e-4
-    assert len({shape[0] for shape in written.checked}) > 0
-    assert written.inputs["x"][0] == "batch"
+    assert next(iter(written.inputs.values()))[0] == "batch"
 
 
 def test_an_openvino_file_answers_as_the_model_does(routed, tmp_path):
@@ -48,14 +47,3 @@ def test_an_openvino_file_answers_as_the_model_does(routed, tmp_path):
     from dynprune.export.openvino import export_openvino
 
     assert export_openvino(*routed, tmp_path / "m.xml").max_error < 1e-4
-
-
-def test_a_compiled_model_has_the_gradients_of_the_plain_one(routed):
-    model, example = routed
-    grads = []
-    for form in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
-        model.zero_grad()
-        form(*example.args).square().sum().backward()
-        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    for a, b in zip(*grads, strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -11,8 +11,9 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassifica
 from dynprune.errors import OutputError, UsageError
 from dynprune.example import Example
 from dynprune.export import onnx as exporter
-from dynprune.export.onnx import Export, export_onnx, halved, onnx_runner
+from dynprune.export.onnx import export_onnx, halved, onnx_runner
 from dynprune.export.program import compact
+from dynprune.export.record import Export
 from dynprune.gate import GateConfig, gate_model, gates, recording
 from dynprune.graph import find_groups
 from dynprune.measure.macs import without_gates

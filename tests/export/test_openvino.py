@@ -8,8 +8,8 @@ from torch import nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.export.onnx import Export
 from dynprune.export.openvino import export_openvino, openvino_runner
+from dynprune.export.record import Export
 from dynprune.gate import recording
 from tests.export.conftest import SIZES, assert_close, expected
 

@@ -181,7 +181,7 @@ def test_neither_gates_nor_modes_nor_hooks_of_the_model_change():
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_padding_takes_no_part():
+def bert():
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=50,
@@ -190,7 +190,23 @@ def test_padding_takes_no_part():
         num_attention_heads=2,
         intermediate_size=32,
     )
-    model = BertModel(config, add_pooling_layer=False).eval()
+    return BertModel(config, add_pooling_layer=False).eval()
+
+
+def test_heads_that_compact_execution_narrows_have_their_full_width_in_every_run():
+    random = torch.Generator().manual_seed(0)
+    calls = [Example((torch.randint(1, 50, (2, 9), generator=random),)) for _ in range(8)]
+    masked = gated(bert(), calls)
+    compact = copy.deepcopy(masked)
+    set_execution(compact, "compact")
+    refits = [refit_in_sequence(model, calls) for model in (masked, compact)]
+    assert refits[0] == refits[1]
+    for one, other in zip(masked.parameters(), compact.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_padding_takes_no_part():
+    model = bert()
     random = torch.Generator().manual_seed(0)
     texts = [torch.randint(1, 50, (1, 9 + i % 3), generator=random) for i in range(8)]
     plain = [Example((), {"input_ids": t, "attention_mask": torch.ones_like(t)}) for t in texts]
