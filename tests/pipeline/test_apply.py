@@ -88,7 +88,7 @@ def test_where_fixing_fails_the_model_has_its_own_weights_again(monkeypatch):
     def fail(*_arguments):
         raise GateError("no")
 
-    monkeypatch.setattr("dynprune.pipeline.apply.fix_gates", fail)
+    monkeypatch.setattr("dynprune.pipeline.apply.put_forms", fail)
     model = segformer().eval()
     before = copy.deepcopy(model)
     loaded = LoadedModel(model, CALLS[0], source_of(model), (), "segformer")
