@@ -1,5 +1,6 @@
 """At which precision an engine runs each product, read from the graph that it executes."""
 
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,8 +144,8 @@ def in_onnxruntime(path: Path, names: Iterable[str]) -> dict[str, str]:
         graph = onnx.load(options.optimized_model_filepath).graph
     found: dict[str, str] = {}
     for node in _nodes(graph):
-        # Convolutions that were made of quantised ones are called NAME_token_NUMBER.
-        name = node.name.partition("/")[0].partition("_token_")[0]
+        # Convolutions are called NAME_token_NUMBER after fusion, NAME_nchwc in blocked layout.
+        name = re.sub(r"(_token_\d+|_nchwc\w*)$", "", node.name.partition("/")[0])
         if name in wanted:
             found[name] = "int8" if node.op_type in _OF_ONNXRUNTIME else "fp32"
     return found
