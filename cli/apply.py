@@ -1,8 +1,9 @@
 """`dynprune apply`: from a dense model to a gated one, written as safetensors."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,18 +28,12 @@ from .options import (
     Weights,
     parse_size,
 )
-from .subject import (
-    check_data,
-    choose_device,
-    find_recipe,
-    load_subject,
-    picture_rules,
-    prepare,
-    require_recipe,
-)
-from .terminal import Terminal
+from .subject import choose_device, find_recipe, load_subject, prepare, require_recipe
+from .terminal import Terminal, table
+from .work import keep_beside, open_work
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
 
@@ -49,7 +44,7 @@ def run(
     overrides: Overrides = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="Calibrate the gates on some of its pictures."),
+        typer.Option("--data", metavar="DATA", help="Calibrate the gates on some of it."),
     ] = None,
     drop_dead: Annotated[
         bool,
@@ -97,14 +92,18 @@ def run(
     check_directory(target, MODEL_FILES, overwrite=overwrite)
     prepare(threads, followed)
     place = choose_device(device)
-    from dynprune.data import open_dataset
-
-    if data is not None:
-        check_data(data, split)
-    loaded = load_subject(model, followed, weights=weights, size=size, device=place)
+    loading: dict[str, Any] = {"weights": weights, "size": size}
+    if data is None:
+        work, loaded = None, load_subject(model, followed, device=place, **loading)
+    else:
+        work = open_work(
+            data, (split,), model, followed, terminal, device=place, settle=False, **loading
+        )
+        loaded = work.loaded
     from dynprune import pipeline
     from dynprune.gate import is_gated
     from dynprune.models.storage import save
+    from dynprune.pipeline.tasks import task_calls
 
     if is_gated(loaded.module):
         raise UsageError(f"{loaded.name} is gated already; apply a recipe to its dense model")
@@ -118,17 +117,17 @@ def run(
         )
         return
     calls = read = None
-    if data is not None:
-        rules = picture_rules(loaded, followed, terminal)
-        read = {"preprocessing": rules.to_json()}
-        pictures = open_dataset(data, split, values=rules.values)
-        calls = pipeline.calibration_calls(pictures, followed, rules.preprocessing, device=place)
+    if work is not None:
+        read, count = work.read, followed.apply.calibration.images
+        calls = task_calls(work.parts[0], count, device=place)
     with terminal.working():
         gated = pipeline.apply_recipe(loaded, followed, calibration=calls)
     save(gated, target, overwrite=overwrite)
+    if work is not None:
+        keep_beside(work, target)
     result = gated_result if is_gated(gated) else fixed_result
-    document, line = result(gated, followed.name, target, calibrated=data is not None)
-    terminal.result({**document, **(read or {})}, line)
+    document, views = result(gated, followed.name, target, calibrated=data is not None)
+    terminal.result({**document, **(read or {})}, *views)
     if data is not None and is_gated(gated):
         terminal.next(f"dynprune check {target} --data {data}")
     else:
@@ -137,7 +136,7 @@ def run(
 
 def gated_result(
     model: "nn.Module", recipe: str, target: Path, *, calibrated: bool
-) -> tuple[dict[str, object], str]:
+) -> tuple[dict[str, object], list[Any]]:
     """Say how many groups are gated, and how many of their neurons are kept."""
     from dynprune.gate import attached, gates
 
@@ -151,26 +150,63 @@ def gated_result(
         "keep_ratio": sum(kept) / len(kept),
         "calibrated": calibrated,
     }
-    return document, (
+    line = (
         f"{target}: {sum(modes.values())} groups ({counts}), "
         f"{document['keep_ratio']:.0%} of neurons kept"
     )
+    return document, [line]
 
 
 def fixed_result(
     model: "nn.Module", recipe: str, target: Path, *, calibrated: bool
-) -> tuple[dict[str, object], str]:
-    """Say how many groups were fixed, and how narrow they are now."""
+) -> tuple[dict[str, object], list[Any]]:
+    """Say how many groups were fixed or have experts, how narrow they are, and why they have."""
     from dynprune.models import provenance_of
-    from dynprune.rewrite.cuts import fixed_groups
+    from dynprune.rewrite.cuts import choice_of_experts, expert_groups, fixed_groups
 
-    groups = fixed_groups(provenance_of(model).rewrites)
-    kept = sum(len(group["kept"]) / group["neurons"] for group in groups) / len(groups)
+    records = provenance_of(model).rewrites
+    fixed, routed = fixed_groups(records), expert_groups(records)
+    shares = [len(group["kept"]) / group["neurons"] for group in fixed]
+    shares += [len(group["sets"][0]) / group["neurons"] for group in routed]
+    kept = sum(shares) / len(shares)
+    modes = {"fixed": len(fixed), "experts": len(routed)}
+    modes = {name: count for name, count in modes.items() if count}
+    choice = choice_of_experts(records)
     document = {
         "output": str(target),
         "recipe": recipe,
-        "modes": {"fixed": len(groups)},
+        "modes": modes,
         "keep_ratio": kept,
         "calibrated": calibrated,
+        **({"choice": [dict(row) for row in choice]} if choice else {}),
     }
-    return document, f"{target}: {len(groups)} groups fixed, {kept:.0%} of neurons kept for good"
+    counts = " and ".join(
+        f"{count} groups {'fixed' if name == 'fixed' else 'with experts'}"
+        for name, count in modes.items()
+    )
+    views: list[Any] = [_choice(choice)] if choice else []
+    return document, [*views, f"{target}: {counts}, {kept:.0%} of neurons kept"]
+
+
+def _choice(rows: "Sequence[Mapping[str, Any]]") -> "Table":
+    """One row a group: how many experts it got, what they take off its error, and why."""
+    return table(
+        "group",
+        ">experts",
+        "chosen by",
+        ">error of one set",
+        ">error now",
+        ">kB more",
+        "why",
+        rows=[
+            (
+                row["name"],
+                row["experts"],
+                row["grain"] or "-",
+                *("-" if row[key] is None else f"{row[key]:.4f}" for key in ("error", "left")),
+                f"{row['bytes'] / 1000:,.0f}",
+                row["reason"],
+            )
+            for row in rows
+        ],
+    )

@@ -1,7 +1,7 @@
 """`dynprune check`: prove on the user's own model and inputs what the tests prove on ours."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -22,8 +22,9 @@ from .options import (
     Weights,
     parse_size,
 )
-from .subject import find_recipe, load_subject, picture_rules, prepare
+from .subject import find_recipe, load_subject, prepare
 from .terminal import Terminal, table
+from .work import open_work
 
 if TYPE_CHECKING:
     from dynprune.pipeline import CheckReport
@@ -33,7 +34,7 @@ def run(
     model: ModelName,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="Pictures to try it on; noise where not given."),
+        typer.Option("--data", metavar="DATA", help="Data to try it on; noise where not given."),
     ] = None,
     split: Split = "val",
     export: Annotated[
@@ -59,26 +60,35 @@ def run(
     size = parse_size(input_size) if input_size else None
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
-    from dynprune.data import open_dataset
     from dynprune.gate import is_gated
-    from dynprune.pipeline import apply_recipe, calibration_calls, check_calls, check_model
+    from dynprune.pipeline import apply_recipe, check_calls, check_model
+    from dynprune.pipeline.check import CALLS
+    from dynprune.pipeline.tasks import task_calls
 
     from .subject import choose_device
 
     place = choose_device(device)
-    loaded = load_subject(model, followed, weights=weights, size=size, device=place)
-    rules = pictures = None
-    if data is not None:
-        rules = picture_rules(loaded, followed, terminal)
-        pictures = open_dataset(data, split, values=rules.values)
+    loading: dict[str, Any] = {"weights": weights, "size": size}
+    work = None
+    if data is None:
+        loaded = load_subject(model, followed, device=place, **loading)
+    else:
+        work = open_work(
+            data, (split,), model, followed, terminal, device=place, settle=False, **loading
+        )
+        loaded = work.loaded
     if followed is not None and recipe is not None and not is_gated(loaded.module):
         calibration = None
-        if pictures is not None and rules is not None:
-            calibration = calibration_calls(pictures, followed, rules.preprocessing, device=place)
+        if work is not None:
+            count = followed.apply.calibration.images
+            calibration = task_calls(work.parts[0], count, device=place)
         apply_recipe(loaded, followed, calibration=calibration)
     calls = [loaded.example]
-    if pictures is not None and rules is not None:
-        calls = list(check_calls(pictures, rules.preprocessing, loaded.example, device=place))
+    if work is not None and work.kind.name == "segmentation":
+        prepared = work.reading.preprocessing
+        calls = list(check_calls(work.pictures, prepared, loaded.example, device=place))
+    elif work is not None:
+        calls = list(task_calls(work.parts[0], CALLS, device=place))
     with terminal.progress("check") as step:
         report = check_model(loaded, calls, export=export, progress=step)
     terminal.result(report.to_json(), laws_table(report), summary(report))

@@ -26,21 +26,14 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import (
-    check_data,
-    choose_device,
-    find_recipe,
-    load_subject,
-    picture_rules,
-    prepare,
-    require_recipe,
-    tell_classes,
-)
+from .subject import choose_device, find_recipe, prepare, require_recipe
 from .terminal import Step, Terminal
+from .work import keep_beside, open_work
 
 if TYPE_CHECKING:
     from dynprune.distill import Record
 
+_WORDS = {"images": "pictures"}
 # What a run writes into its directory besides the model, and so what --overwrite may remove.
 RUN_FILES = ("checkpoints", "metrics.jsonl", "report", "tensorboard", ".lock", ".model.tmp")
 
@@ -86,19 +79,11 @@ def run(
     _check_run(target, resume=resume, overwrite=overwrite)
     prepare(threads, followed)
     place = choose_device(device)
-    from dynprune.data import open_dataset
-
-    for part in ("train", split):
-        check_data(data, part)
-    loaded = load_subject(teacher, followed, device="cpu")
-    rules = picture_rules(loaded, followed, terminal)
-    training, validation = (
-        open_dataset(data, part, values=rules.values) for part in ("train", split)
-    )
-    if not training.numbered:
-        tell_classes(loaded, training.classes, terminal)
+    work = open_work(data, ("train", split), teacher, followed, terminal, settle=False)
+    loaded, (training, validation) = work.loaded, work.parts
     from dynprune import pipeline
     from dynprune.gate import is_gated
+    from dynprune.pipeline.tasks import task_calls
 
     if is_gated(loaded.module):
         raise UsageError(f"{loaded.name} is gated; the teacher must be the dense model")
@@ -107,13 +92,14 @@ def run(
         terminal.result(
             {"output": str(target), "dry_run": True, "steps": followed.steps, **found.to_json()},
             groups_table(found),
-            f"{summary(found)}; would train {followed.steps} steps on {len(training)} pictures, "
-            f"validate on {len(validation)}, and write {target}",
+            f"{summary(found)}; would train {followed.steps} steps on {len(training)} "
+            f"{_WORDS.get(training.unit, training.unit)}, validate on {len(validation)}, and "
+            f"write {target}",
         )
         return
-    pipeline.settle_classes(loaded.module, followed, training, validation)
+    training, validation = (part.settled(loaded.module) for part in (training, validation))
     dense = pipeline.make_teacher(loaded, followed.rewrite)
-    calls = pipeline.calibration_calls(training, followed, rules.preprocessing)
+    calls = task_calls(training, followed.apply.calibration.images)
     student = pipeline.apply_recipe(loaded, followed, calibration=calls)
     if first:
         _begin(target, followed, overwrite=overwrite, resume=resume)
@@ -129,20 +115,22 @@ def run(
         device="cpu" if place == "cpu" else None,
     )
     with terminal.progress("distill") as step:
-        last = follow(records, step)
+        last = follow(records, step, validation.metric)
     if first:
+        keep_beside(work, target)
         result = {
             "output": str(target),
             "recipe": followed.name,
             **last,
-            "preprocessing": rules.to_json(),
+            **work.read,
         }
         scores = "  ".join(f"{name} {value:.4f}" for name, value in last["validation"].items())
         terminal.result(result, f"{target}: {last['steps']} steps  {scores}".rstrip())
 
 
-def follow(records: Iterable["Record"], step: Step) -> dict[str, Any]:
+def follow(records: Iterable["Record"], step: Step, metric: str = "miou") -> dict[str, Any]:
     """Show every record as it comes; give the run's length and its last scores."""
+    shown = "mIoU" if metric == "miou" else metric
     steps = 0
     scores: dict[str, float] = {}
     for record in records:
@@ -154,7 +142,7 @@ def follow(records: Iterable["Record"], step: Step) -> dict[str, Any]:
             seconds_left=record.eta_seconds,
             loss=record.loss,
             r=round(record.prune_ratio, 3),
-            mIoU=scores.get("miou"),
+            **{shown: scores.get(metric)},
         )
     return {"steps": steps, "validation": scores}
 

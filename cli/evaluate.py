@@ -1,4 +1,8 @@
-"""`dynprune eval`: how well a model labels a data set."""
+"""`dynprune eval`: how well a model does on a data set."""
+
+from typing import Annotated
+
+import typer
 
 from .bounds import check_bounds, parse_bounds
 from .options import (
@@ -14,22 +18,22 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import (
-    check_data,
-    find_recipe,
-    load_labeller,
-    place_of,
-    prepare,
-    tell_classes,
-)
+from .subject import find_recipe, place_of, prepare
 from .terminal import Terminal, table
-
-_SHOWN = 5  # names of a note
+from .work import open_work, require_teacher
 
 
 def run(
     model: ModelName,
     data: DataDirectory,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="The dense model, where scores say how close to it a model is.",
+        ),
+    ] = None,
     split: Split = "val",
     recipe: RecipeName = None,
     overrides: Overrides = None,
@@ -40,46 +44,30 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score a model on a data set: mIoU, pixel accuracy, and every class.
+    """Score a model on a data set, by what its task is.
 
-    Pictures go in as the recipe says, else as the model's own preprocessor_config.json says, else
-    at full size; logits are resized to the labels' size; one confusion matrix over the whole set;
-    label 255, and what data.ignore_index says, counts for nothing.
+    Label maps: mIoU, pixel accuracy, and every class; logits are resized to the labels' size; one
+    confusion matrix over the whole set; label 255, and what data.ignore_index says, counts for
+    nothing. A folder a class: top-1 and top-5. Without labels (pictures, text, module:function):
+    how close outputs stay to those of --teacher. Pictures go in as the recipe says, else as the
+    model's own preprocessor_config.json says, else at full size (a classifier's: at its own size).
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     bounds = parse_bounds(fail_if)
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
-    from dynprune.data import open_dataset
-    from dynprune.tasks.evaluate import evaluate
-
     place = place_of(model, device)
-    check_data(data, split)
-    loaded, rules = load_labeller(model, followed, terminal, device=place, threads=threads)
-    dataset = open_dataset(data, split, values=rules.values)
-    if not dataset.numbered:
-        tell_classes(loaded, dataset.classes, terminal)
+    work = open_work(data, (split,), model, followed, terminal, device=place, teacher=teacher)
+    (part,) = work.parts
+    dense = None
+    if part.compares:
+        dense = require_teacher(work, f"dynprune eval {model}").module
     with terminal.progress("evaluate") as step:
-        found = evaluate(loaded.module, dataset, rules.preprocessing, device=place, progress=step)
-    if found.absent:
-        names = ", ".join(found.absent[:_SHOWN]) + (", ..." if len(found.absent) > _SHOWN else "")
-        terminal.note(
-            f"{len(found.absent)} of {len(found.per_class)} classes are the label of no pixel, so "
-            f"the mean leaves them out: {names}; {found.void:.1%} of the pixels count for nothing "
-            f"({rules.values.describe()})"
-        )
-    record = {**found.to_json(), "preprocessing": rules.to_json()}
-    terminal.result(
-        record,
-        table(
-            "class",
-            ">IoU",
-            rows=[
-                (name, "-" if iou is None else f"{iou:.4f}")
-                for name, iou in found.per_class.items()
-            ],
-        ),
-        f"mIoU {found.miou:.4f}  pixel accuracy {found.pixel_accuracy:.4f}  "
-        f"images {found.images}  ({split} of {data})",
-    )
+        found = part.evaluate(work.loaded.module, dense, device=place, progress=step)
+    for note in found.notes:
+        terminal.note(note)
+    record = {**found.to_json(part.unit), **work.read}
+    rows = [table(*found.columns, rows=found.rows)] if found.rows else []
+    line = f"{found.line()}  {part.unit} {found.samples}  ({split} of {data})"
+    terminal.result(record, *rows, line)
     check_bounds(bounds, record)

@@ -116,6 +116,7 @@ def _register() -> None:
     from . import (
         apply,
         check,
+        consolidate,
         demo,
         distill,
         env,
@@ -136,6 +137,7 @@ def _register() -> None:
         "recipe": (recipe.app, "Start"),
         "apply": (apply.run, "Prune"),
         "distill": (distill.run, "Prune"),
+        "consolidate": (consolidate.run, "Prune"),
         "export": (export.run, "Prune"),
         "check": (check.run, "Prove and use"),
         "eval": (evaluate.run, "Prove and use"),
@@ -159,3 +161,7 @@ _register()
 def main() -> None:
     """Run the command line."""
     app()
+
+
+if __name__ == "__main__":  # as `accelerate launch -m dynprune.cli.main` runs it
+    main()

@@ -80,7 +80,13 @@ Weights = Annotated[
 ]
 Output = Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where results go.")]
 DataDirectory = Annotated[
-    str, typer.Option("--data", metavar="DIR", help="A folder, ADE20K or Cityscapes data set.")
+    str,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="A folder, ADE20K or Cityscapes data set; a folder a class; pictures; text; "
+        "module:function.",
+    ),
 ]
 Split = Annotated[
     str, typer.Option("--split", metavar="NAME", help="The part of the data set to read.")

@@ -18,6 +18,15 @@ MODEL_FILES = (
     "preprocessor_config.json",
     "README.md",
     "recipe.yaml",
+    # A tokenizer, beside a model that reads text.
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
 )
 """What a directory with a model of ours holds, and so what --overwrite may replace."""
 

@@ -113,6 +113,11 @@ def flops(
     found = macs_report(loaded.module, loaded.example, calls)
     for operator in found.uncounted:
         terminal.note(f"no formula for {operator}: its multiply-adds are missing in every count")
+    if found.masked:
+        terminal.note(
+            f"{len(found.masked)} groups choose for every token: many tokens at once run masked, "
+            "so that what was executed is dense there; one token alone runs as counted"
+        )
     record = {**found.to_json(), **({} if rules is None else {"preprocessing": rules.to_json()})}
     views: list[Any] = [_layers(found.layers, depth, sort=sort, every=every), "", _totals(found)]
     if counters:

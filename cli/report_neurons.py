@@ -1,5 +1,6 @@
 """`dynprune report neurons`: which neurons are useful, and whether gates choose by the input."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,10 +20,14 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import check_data, choose_device, find_recipe, load_subject, picture_rules, prepare
+from .subject import choose_device, find_recipe, prepare
 from .terminal import Terminal, table
+from .work import open_work
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dynprune.measure.expert_use import ExpertUseReport
     from dynprune.measure.neurons import NeuronReport
 
 
@@ -47,31 +52,61 @@ def run(
 
     Type I is always useful, II depends on the input, III is never useful. An overlap of 1 says
     that every image keeps the same neurons: such a gate is not dynamic. Pictures whose names
-    share what stands before the first _ count as one world.
+    share what stands before the first _ count as one world. Of a model with experts or fixed sets
+    the types are the plan: I is in every set, II in some, III in none.
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     bounds = parse_bounds(fail_if)
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
-    from dynprune.data import open_dataset
-    from dynprune.measure.calls import PictureCalls, spread
+    from dynprune.measure.calls import TaskCalls
+    from dynprune.measure.expert_use import expert_use
     from dynprune.measure.neurons import neuron_report
     from dynprune.measure.overlap import worlds_of
+    from dynprune.models import is_fixed
 
     place = choose_device(device)
-    check_data(data, split)
-    loaded = load_subject(model, followed, device=place)
-    rules = picture_rules(loaded, followed, terminal)
-    shown = spread(open_dataset(data, split, values=rules.values), images)
-    calls = PictureCalls(shown, rules.preprocessing, device=place)
+    work = open_work(data, (split,), model, followed, terminal, device=place, settle=False)
+    calls = TaskCalls(work.parts[0], images, device=place)
+    worlds = worlds_of(map(Path, calls.names)) if work.kind.pictures else ()
+    if is_fixed(work.loaded.module):
+        with terminal.progress("neurons") as step:
+            used = expert_use(work.loaded.module, calls, progress=step)
+        record = {**used.to_json(), **work.read}
+        terminal.result(record, _experts(used), "", _types(used.counts, used.images))
+        check_bounds(bounds, record)
+        return
     with terminal.progress("neurons") as step:
-        found = neuron_report(loaded.module, calls, worlds=worlds_of(shown.images), progress=step)
-    record = {**found.to_json(), "preprocessing": rules.to_json()}
+        found = neuron_report(work.loaded.module, calls, worlds=worlds, progress=step)
+    record = {**found.to_json(), **work.read}
     views: list[Any] = [_groups(found)]
     if found.worlds:
         views += ["", _worlds(found)]
     terminal.result(record, *views, "", _summary(found, f"{split} of {data}"))
     check_bounds(bounds, record)
+
+
+def _experts(used: "ExpertUseReport") -> Table:
+    """One row a group of a model with experts or fixed sets."""
+    columns = ("group", "kind", ">neurons", ">kept", ">I", ">II", ">III", "chosen by", "use")
+    rows = [
+        (
+            group.name,
+            group.kind,
+            group.neurons,
+            group.kept,
+            *group.types.values(),
+            group.grain or "-",
+            " ".join(f"{share:.0%}" for share in group.use),
+        )
+        for group in used.groups
+    ]
+    return table(*columns, rows=rows)
+
+
+def _types(counts: "Mapping[str, int]", images: int) -> str:
+    types = "  ".join(f"{name} {count}" for name, count in counts.items())
+    return f"neurons by type: {types}  images {images}"
 
 
 def _groups(found: "NeuronReport") -> Table:

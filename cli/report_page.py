@@ -28,16 +28,9 @@ from .options import (
     Verbose,
 )
 from .report_latency import time_engines
-from .subject import (
-    check_data,
-    choose_device,
-    find_recipe,
-    load_subject,
-    picture_rules,
-    prepare,
-    tell_classes,
-)
+from .subject import choose_device, find_recipe, prepare
 from .terminal import Step, Terminal
+from .work import open_work
 
 _TIMES = ("dense_ms", "rewritten_ms", "pruned_ms", "speedup", "efficiency")
 
@@ -93,9 +86,9 @@ def run(
 ) -> None:
     """Measure a gated model and write the proof as one HTML page that needs no network.
 
-    MACs dense, rewritten, pruned and executed; milliseconds; mIoU beside the teacher's; MACs by
-    layer; neuron types; how far kept sets differ; pictures; the recipe, the environment and the
-    commands.
+    MACs dense, rewritten, pruned and executed; milliseconds; scores beside the teacher's; MACs by
+    layer; neuron types; how far kept sets differ; samples as the models see them; the recipe, the
+    environment and the commands.
     """
     terminal = Terminal(json=json, quiet=quiet, verbose=verbose)
     bounds = parse_bounds(fail_if)
@@ -104,19 +97,13 @@ def run(
     times = None if latency is None else _read_latency(Path(latency))
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
-    from dynprune.data import open_dataset
     from dynprune.gate import is_gated
-    from dynprune.report.findings import gather
+    from dynprune.report.findings import gather, gather_task
     from dynprune.report.page import render, write_page
 
     place = choose_device(device)
-    check_data(data, split)
-    student = load_subject(model, followed, device=place)
-    rules = picture_rules(student, followed, terminal)
-    dataset = open_dataset(data, split, values=rules.values)
-    if not dataset.numbered:
-        tell_classes(student, dataset.classes, terminal)
-    dense = None if teacher is None else load_subject(teacher, followed, device=place)
+    work = open_work(data, (split,), model, followed, terminal, device=place, teacher=teacher)
+    student, dense = work.loaded, work.teacher
     if times is None and engines and is_gated(student.module):
         if place == "cpu":
             terminal.note(f"timing in {engines}")
@@ -124,20 +111,17 @@ def run(
         else:
             terminal.note(f"engines run on the CPU and the model is on {place}: no times")
     with terminal.progress("report") as step:
-        found = gather(
-            student,
-            dataset,
-            teacher=dense,
-            images=images,
-            shown=shown,
-            preprocessing=rules.preprocessing,
-            device=place,
-            progress=_timed_by_part(step),
-        )
+        counts: dict[str, Any] = {"teacher": dense, "images": images, "shown": shown}
+        counts |= {"device": place, "progress": _timed_by_part(step)}
+        if work.kind.name == "segmentation":
+            rules = work.reading.preprocessing
+            found = gather(student, work.pictures, preprocessing=rules, **counts)
+        else:
+            found = gather_task(student, work.parts[0], data, **counts)
     this = {"this page": shlex.join(["dynprune", *sys.argv[1:]])}
     found = replace(found, split=split, latency=times, commands={**found.commands, **this})
     write_page(target, render(found))
-    record = {"output": str(target), **found.to_json(), "preprocessing": rules.to_json()}
+    record = {"output": str(target), **found.to_json(), **work.read}
     terminal.result(record, f"{target}: {target.stat().st_size / 1e6:.1f} MB, one page")
     check_bounds(bounds, record)
 

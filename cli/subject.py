@@ -9,6 +9,7 @@ from dynprune.errors import InputError, UsageError
 from dynprune.recipe import Recipe, load_recipe, recipe_names
 
 if TYPE_CHECKING:
+    from dynprune.example import Example
     from dynprune.models import LoadedModel
     from dynprune.pipeline.pictures import PictureRules
 
@@ -90,6 +91,7 @@ def load_subject(
     batch: int | None = None,
     device: str = "auto",
     seed: int | None = None,
+    example: "Example | None" = None,
 ) -> "LoadedModel":
     """Load the model that a command is about.
 
@@ -101,6 +103,7 @@ def load_subject(
         batch: instances of one call, instead of the recipe's.
         device: where to put it.
         seed: of random weights; the recipe's by default.
+        example: a call of the model, where the data shows one.
 
     Raises:
         UsageError: neither names a model.
@@ -131,6 +134,7 @@ def load_subject(
         name,
         weights="random" if weights == "random" else "pretrained",
         device=choose_device(device),
+        example=example,
         **arguments,
     )
     if batch is not None and batch > 1 and loaded.example.batch != batch:

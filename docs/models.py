@@ -1,4 +1,4 @@
-"""Write docs/models.md: what is found and gated in every model of the tests' zoo.
+"""Write docs/models.md: what is found and gated in every model of the tests' two zoos.
 
 Run it after a change of the graph or of the gates: python docs/models.py
 """
@@ -14,6 +14,8 @@ sys.path.insert(0, str(FOLDER.parent))
 from dynprune.gate import GateConfig, plan_groups  # noqa: E402
 from dynprune.graph import find_groups  # noqa: E402
 from dynprune.measure.macs import analytic  # noqa: E402
+from dynprune.rewrite import UNPACK_ATTENTION, rewrite  # noqa: E402
+from tests.wider_zoo import WIDER  # noqa: E402
 from tests.zoo import ZOO  # noqa: E402
 
 KINDS = ("ffn", "qk", "v")
@@ -26,7 +28,7 @@ class Row:
     """What became of the neuron groups of one model.
 
     Attributes:
-        name: of the model, as in tests/zoo.py.
+        name: of the model, as in tests/zoo.py or tests/wider_zoo.py.
         architecture: its class.
         kinds: structure -> groups found, those with a reason against them included.
         modes: mode -> groups that would run in it.
@@ -57,7 +59,11 @@ class Row:
 
 def inspect(name: str) -> Row:
     """Trace one model, plan its gates and verify them, as `dynprune inspect` does."""
-    model, example = ZOO[name].made()
+    if name in ZOO:
+        model, example = ZOO[name].made()
+    else:
+        model, example = WIDER[name].made(), WIDER[name].call(2)
+        rewrite(model, example, (UNPACK_ATTENTION,))
     grouping = find_groups(model, example)
     configs = {group.name: GateConfig(align=1) for group in grouping.groups}
     plans = plan_groups(model, example, grouping.groups, configs)
@@ -95,7 +101,8 @@ def page(rows: list[Row]) -> str:
         "versions with random weights: the structure is the published one, the sizes are not.\n",
         "- **ffn, qk, v**: neuron groups found: hidden layers, queries with keys, values.",
         "- **compact, scatter, masked, refused**: how many of them run in which mode. Each mode "
-        "was verified by running it.",
+        "was verified by running it. Compact attention multiplies kept channels alone: the "
+        "projections, queries by keys, and attention by values.",
         "- **trace (s)**: seconds on one thread to trace the model and to find its groups.",
         "- **MACs in reach**: the share of the model's multiply-adds that would vanish if every "
         "gate kept nothing. It is what pruning can work on at all; `dynprune report flops` says "
@@ -122,7 +129,7 @@ def page(rows: list[Row]) -> str:
 
 def main() -> None:
     """Write the page."""
-    text = page([inspect(name) for name in ZOO])
+    text = page([inspect(name) for name in (*ZOO, *WIDER)])
     (FOLDER / "models.md").write_text(text, encoding="utf-8")
 
 

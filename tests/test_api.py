@@ -71,6 +71,27 @@ def test_importing_the_package_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_interface_takes_less_than_two_seconds_beyond_torch():
+    """Of the processor; what one command alone uses is imported by that command."""
+    import json
+    import subprocess
+    import sys
+
+    alone = ["fvcore", "kornia", "matplotlib", "onnx", "openvino", "torch._dynamo", "transformers"]
+    code = (
+        "import json, sys, time, torch\n"
+        "before = time.process_time()\n"
+        "import dynprune.api\n"
+        "seconds = time.process_time() - before\n"
+        f"print(json.dumps([seconds, [n for n in {alone!r} if n in sys.modules]]))"
+    )
+    program = [sys.executable, "-c", code]
+    outputs = [subprocess.run(program, check=True, capture_output=True) for _ in range(2)]
+    seconds, loaded = json.loads(outputs[-1].stdout)  # the first one compiles
+    assert loaded == []
+    assert seconds < 2.0
+
+
 def test_a_compiled_model_is_gated_in_its_wrapper(tmp_path):
     plain, x = make(), torch.randn(3, 4, 8)
     model = torch.compile(plain, backend="eager")

@@ -261,6 +261,7 @@ MANY_PARAMETERS = {
     "cli/check.py:run": COMMAND,
     "cli/distill.py:run": COMMAND,
     "cli/evaluate.py:run": COMMAND,
+    "cli/consolidate.py:run": COMMAND,
     "cli/export.py:run": COMMAND,
     "cli/inspect.py:run": COMMAND,
     "cli/predict.py:run": COMMAND,

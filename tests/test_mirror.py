@@ -8,16 +8,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COMMANDS = "tests/cli/test_commands.py and test_mistakes.py run every command from outside"
 RULES = "tests/graph/rules/test_rules.py proves every rule by running the operation itself"
+TASKS = "tests/cli/test_tasks.py takes every task the whole way, and refuses what is none"
 LAWS = "the laws of tests/gate/test_zoo.py and test_inject.py run it in every model of the zoo"
 DEFECTS = "tests/laws/test_table.py holds models to its laws, each with a defect"
 GROUPS = "tests/graph/test_groups.py and test_adversaries.py prove what it finds"
 DECODERS = "tests/rewrite/test_surgery.py folds and unfolds every head through it"
+EXPERTS = "tests/cli/test_experts.py applies, checks, exports and reports experts"
 SCHEMA = "tests/recipe/test_load.py and test_schema.py read and refuse recipes through it"
 
 # Modules without a test file of their own, and where what they do is proven until they have one.
 # The list shrinks.
 ELSEWHERE = {
     "cli/apply.py": COMMANDS,
+    "cli/consolidate.py": EXPERTS,
     "cli/distill.py": COMMANDS,
     "cli/env.py": COMMANDS,
     "cli/evaluate.py": COMMANDS,
@@ -27,6 +30,7 @@ ELSEWHERE = {
     "cli/recipe.py": COMMANDS,
     "cli/report.py": COMMANDS,
     "cli/subject.py": COMMANDS,
+    "cli/work.py": TASKS,
     "dynprune/distill/plan.py": "tests/distill/test_trainer.py and test_step.py carry plans out",
     "dynprune/distill/run.py": "tests/distill/test_trainer.py runs it",
     "dynprune/errors.py": "declarations; tests/cli/test_mistakes.py checks the exit codes",
@@ -36,7 +40,21 @@ ELSEWHERE = {
     "dynprune/files.py": "tests/models/test_storage.py and tests/reliability write through it",
     "dynprune/graph/evidence.py": "tests/graph/test_causality.py judges every layer by it",
     "dynprune/graph/fallback.py": "tests/graph/test_trace.py records runs with it",
+    "dynprune/gate/expert_record.py": "tests/gate/test_experts.py writes and reads records",
+    "dynprune/gate/expert_rows.py": "tests/gate/test_experts.py keeps shared rows once",
+    "dynprune/gate/forms.py": EXPERTS,
+    "dynprune/gate/router.py": "tests/gate/test_experts.py routes",
+    "dynprune/laws/experts.py": EXPERTS,
+    "dynprune/measure/expert_use.py": EXPERTS,
+    "dynprune/pipeline/consolidate.py": EXPERTS,
+    "dynprune/pipeline/experts.py": EXPERTS,
+    "dynprune/planning/expert_draft.py": "tests/planning/test_experts.py fits drafts",
+    "dynprune/planning/expert_seats.py": "tests/planning/test_experts.py fits them in sequence",
+    "dynprune/export/passes/groups.py": "tests/export/test_experts.py writes it into files",
     "dynprune/gate/route.py": "tests/gate/test_experts.py and tests/planning/test_experts.py route",
+    "dynprune/gate/equation.py": "tests/gate/test_products.py narrows Einstein sums by it",
+    "dynprune/gate/proof.py": "tests/gate/test_verify.py proves with it",
+    "dynprune/gate/slots.py": "tests/gate/test_products.py narrows every form of attention by it",
     "dynprune/graph/gather.py": GROUPS,
     "dynprune/graph/neurons.py": GROUPS,
     "dynprune/graph/reasons.py": GROUPS,
@@ -46,7 +64,9 @@ ELSEWHERE = {
     "dynprune/graph/rules/products.py": RULES,
     "dynprune/graph/rules/reductions.py": RULES,
     "dynprune/graph/rules/table.py": RULES,
+    "dynprune/graph/slots.py": "tests/gate/test_products.py narrows every form of attention by it",
     "dynprune/graph/walk.py": GROUPS,
+    "dynprune/host/imports.py": "tests/models/test_load.py and tests/data/test_calls.py import",
     "dynprune/host/modes.py": "tests/test_api.py proves that a model's modes stay as they were",
     "dynprune/host/outputs.py": "tests/gate/test_verify.py compares results with it",
     "dynprune/laws/batches.py": DEFECTS,
@@ -56,6 +76,7 @@ ELSEWHERE = {
     "dynprune/models/provenance.py": "tests/models/test_storage.py and test_card.py read it back",
     "dynprune/models/source.py": "tests/models/test_load.py builds every kind of source",
     "dynprune/pipeline/inspect.py": "tests/test_api.py and tests/cli/test_commands.py inspect",
+    "dynprune/pipeline/tasks.py": TASKS,
     "dynprune/pipeline/train.py": "tests/cli/test_commands.py and tests/reliability train with it",
     "dynprune/recipe/explain.py": SCHEMA,
     "dynprune/recipe/pruning.py": SCHEMA,
@@ -70,6 +91,13 @@ ELSEWHERE = {
     "dynprune/rewrite/proof.py": "every rewrite that tests/rewrite makes is proven by it",
     "dynprune/rewrite/record.py": "tests/rewrite/test_surgery.py writes and reads records",
     "dynprune/rewrite/widen.py": "tests/cli/test_fixed.py reports dense sizes with it",
+    "dynprune/tasks/features.py": TASKS,
+    "dynprune/tasks/names.py": TASKS,
+    "dynprune/tasks/segmentation.py": COMMANDS,
+    "dynprune/tasks/task.py": TASKS,
+    "dynprune/tasks/text.py": TASKS,
+    "dynprune/tasks/views.py": "tests/report/test_panels.py shows pictures through it",
+    "dynprune/tasks/written.py": TASKS,
 }
 
 

@@ -3,19 +3,23 @@
 import importlib.metadata
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
 from dynprune.recipe import recipe_names
 
 ROOT = Path(__file__).parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "dynprune", "cli", "recipes")
 
 pytest.importorskip("setuptools", reason="a wheel is built without the network by setuptools here")
@@ -81,10 +85,7 @@ def test_it_runs_from_where_it_is_installed(run, installed):
 
 def test_the_command_helps_and_knows_its_version(run):
     assert "distill" in run("dynprune", "--help")
-    assert run("dynprune", "--version").split() == [
-        "dynprune",
-        importlib.metadata.version("dynprune"),
-    ]
+    assert run("dynprune", "--version").split() == ["dynprune", VERSION]
 
 
 def test_its_recipes_are_in_it_and_are_valid(run):
@@ -111,4 +112,12 @@ def test_help_imports_no_torch(run):
 
 def test_the_extras_that_are_documented_exist():
     extras = importlib.metadata.metadata("dynprune").get_all("Provides-Extra")
-    assert {"onnx", "openvino", "demo", "tensorboard", "dev"} <= set(extras)
+    assert {"onnx", "openvino", "demo", "tensorboard", "docs", "dev"} <= set(extras)
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == VERSION
+    first = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.M)
+    assert first[1] == VERSION
+    minor = VERSION.rpartition(".")[0]
+    assert f"| {minor} | yes |" in (ROOT / "SECURITY.md").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Segmentation data: layouts on disk, checked reading, augmentation, batches."""
+"""Data: layouts on disk, checked reading, augmentation, batches."""
 
 from dynprune.data.augment import augment
 from dynprune.data.balance import class_shares, inverse_root_weights

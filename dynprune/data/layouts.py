@@ -15,7 +15,7 @@ from dynprune.errors import InputError
 
 __all__ = ["Layout", "LayoutReader", "find_layout", "splits_of"]
 
-_PICTURES = (".jpg", ".jpeg", ".png")
+PICTURES = (".jpg", ".jpeg", ".png")
 
 _CITYSCAPES_CLASSES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
@@ -166,10 +166,10 @@ def _list_pictures(parent: Path, split: str, folder: Path, pattern: str = "*") -
     images = sorted(
         path
         for path in folder.glob(pattern)
-        if path.suffix.lower() in _PICTURES and not path.name.startswith(".")
+        if path.suffix.lower() in PICTURES and not path.name.startswith(".")
     )
     if not images:
-        raise InputError(f"split {split!r} is empty: {folder} holds no {'/'.join(_PICTURES)} file")
+        raise InputError(f"split {split!r} is empty: {folder} holds no {'/'.join(PICTURES)} file")
     return images
 
 

@@ -99,6 +99,8 @@ class Preprocessing:
         resize: size that pictures are brought to; ``None`` takes them at full size.
         window: height and width of sliding windows, in pixels; ``None`` takes the whole picture.
         stride: rows and columns between windows; two thirds of the window by default.
+        crop: height and width of the centre that is cut out of the resized picture, in pixels;
+            ``None`` takes all of it, as wherever every pixel has a label.
 
     Example:
         >>> Preprocessing()(torch.zeros(3, 4, 6, dtype=torch.uint8)).shape
@@ -110,6 +112,7 @@ class Preprocessing:
     resize: Resize | None = None
     window: Sequence[int] | None = None
     stride: Sequence[int] | None = None
+    crop: Sequence[int] | None = None
 
     def __call__(self, image: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Make a model's input of one picture.
@@ -118,6 +121,8 @@ class Preprocessing:
             uint8 ``(3, H, W)`` in, float32 ``(1, 3, h, w)`` on ``device`` out.
         """
         sized = image if self.resize is None else self.resize(image)
+        if self.crop is not None:
+            sized = _centre(sized, self.crop)
         return normalise(sized[None].to(device), self.mean, self.std)
 
     def describe(self) -> str:
@@ -128,7 +133,8 @@ class Preprocessing:
             colours = f"mean {_listed(self.mean)}, std {_listed(self.std)}"
         size = "at full size" if self.resize is None else self.resize.describe()
         window = "" if self.window is None else f", windows of {self.window[0]}x{self.window[1]}"
-        return f"{colours}, {size}{window}"
+        crop = "" if self.crop is None else f", the middle {self.crop[0]}x{self.crop[1]} of it"
+        return f"{colours}, {size}{crop}{window}"
 
     @property
     def is_plain(self) -> bool:
@@ -142,7 +148,28 @@ class Preprocessing:
             "std": list(self.std),
             "resize": None if self.resize is None else self.resize.to_json(),
             "window": None if self.window is None else list(self.window),
+            **({} if self.crop is None else {"crop": list(self.crop)}),
         }
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of every input in pixels, where pictures of all sizes get the same."""
+        if self.crop is not None:
+            return self.crop[0], self.crop[1]
+        if self.resize is None or self.resize.height is None or self.resize.width is None:
+            return None
+        return self.resize.height, self.resize.width
+
+
+def _centre(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Cut the middle out of a picture; where it is smaller, the rest is black."""
+    height, width = image.shape[1:]
+    high, wide = max(0, size[0] - height), max(0, size[1] - width)
+    if high or wide:
+        edges = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
+        image = torch.nn.functional.pad(image, edges)
+    top, left = (image.shape[1] - size[0]) // 2, (image.shape[2] - size[1]) // 2
+    return image[:, top : top + size[0], left : left + size[1]]
 
 
 def _listed(values: Sequence[float]) -> str:

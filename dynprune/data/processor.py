@@ -12,7 +12,13 @@ from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from dynprune.data.preprocessing import Resize
 from dynprune.errors import InputError
 
-__all__ = ["PROCESSOR_FILE", "ImageProcessor", "is_of_pictures", "read_processor"]
+__all__ = [
+    "PROCESSOR_FILE",
+    "ImageProcessor",
+    "center_crop_of",
+    "is_of_pictures",
+    "read_processor",
+]
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -96,6 +102,37 @@ def read_processor(values: Mapping[str, Any], *, where: str = PROCESSOR_FILE) ->
         reduce_labels=_flag(values, "do_reduce_labels", bool(values.get("reduce_labels")), where),
         not_followed=_not_followed(values),
     )
+
+
+def center_crop_of(
+    values: Mapping[str, Any], *, where: str = PROCESSOR_FILE
+) -> tuple[int, int] | None:
+    """Return the height and width of the centre that a processor cuts out of a resized picture.
+
+    Where every pixel is labelled nothing is cut off, so this is for whole pictures' labels alone.
+
+    Raises:
+        InputError: if the settings ask for a crop and say no size that can be followed.
+
+    Example:
+        >>> center_crop_of({"do_center_crop": True, "crop_size": 224})
+        (224, 224)
+    """
+    if "crop_pct" in values:  # ConvNeXt's processor: a smaller square out of a larger side
+        edge = (values.get("size") or {}).get("shortest_edge")
+        if not _flag(values, "do_resize", True, where) or edge is None or edge >= _LEAST_SQUARE:
+            return None
+        return _side(edge, "shortest_edge", where), edge
+    if not _flag(values, "do_center_crop", False, where):
+        return None
+    size = values.get("crop_size")
+    if isinstance(size, Mapping):
+        known = {key: side for key, side in size.items() if side is not None}
+        edge = known.get("shortest_edge")
+        pair = (known.get("height", edge), known.get("width", edge))
+    else:
+        pair = tuple(size) if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
+    return _side(pair[0], "crop_size", where), _side(pair[1], "crop_size", where)
 
 
 def _statistics(

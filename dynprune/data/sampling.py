@@ -17,7 +17,7 @@ from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dynprune.data.segmentation import SegmentationData
 from dynprune.errors import UsageError
 
-__all__ = ["TrainingBatches", "sample_index", "training_batch", "training_batches"]
+__all__ = ["TrainingBatches", "mix", "sample_index", "training_batch", "training_batches"]
 
 
 def training_batch(
@@ -72,7 +72,7 @@ def training_batch(
             augment(
                 image,
                 label,
-                seed=_mix(seed, "augment", count),
+                seed=mix(seed, "augment", count),
                 crop=crop,
                 scale=scale,
                 flip=flip,
@@ -87,7 +87,7 @@ def training_batch(
 def sample_index(samples: int, count: int, seed: int) -> int:
     """Return which sample is drawn as number ``count``: every epoch is its own permutation."""
     epoch, position = divmod(count, samples)
-    return _permutation(samples, _mix(seed, "order", epoch))[position]
+    return _permutation(samples, mix(seed, "order", epoch))[position]
 
 
 @lru_cache(maxsize=8)
@@ -96,7 +96,7 @@ def _permutation(samples: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randperm(samples, generator=random).tolist())
 
 
-def _mix(*parts: object) -> int:
+def mix(*parts: object) -> int:
     """Hash ``parts`` to a seed of 63 bits: equal on every machine, unrelated for neighbours."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -11,11 +11,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from dynprune.errors import UsageError
+from dynprune.example import Example
 
-__all__ = ["Batch", "BatchSource", "Inputs", "SharedSource", "batches", "micro_batches"]
+__all__ = ["Batch", "BatchSource", "Inputs", "SharedSource", "batches", "micro_batches", "moved"]
 
-Inputs = Tensor | dict[str, Tensor]
-"""What a model is called with: normalised images ``(B, 3, H, W)``, or keyword arguments."""
+Inputs = Tensor | dict[str, Tensor] | Example
+"""What a model is called with: normalised images ``(B, 3, H, W)``, keyword arguments, or a call."""
 
 Batch = tuple[Inputs, Tensor | None]
 """Inputs, and labels ``(B, H, W)`` or None where no loss reads them."""
@@ -109,13 +110,35 @@ def _share(source: BatchSource, rank: int, processes: int, step: int) -> Batch:
     return _rows(batch, slice(rank, None, processes))
 
 
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch on a device."""
+    inputs, labels = batch
+    if isinstance(inputs, Example):
+        inputs, labels = inputs.to(device), None if labels is None else labels.to(device)
+        return inputs, labels
+    found: Batch = pytree.tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), batch)
+    return found
+
+
 def _instances(batch: Batch) -> int:
     inputs, _ = batch
+    if isinstance(inputs, Example):
+        return inputs.batch
     return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    """Return some instances of a batch: the same rows of every tensor."""
+    """Return some instances of a batch: the same rows of every tensor that has the batch."""
+    inputs, labels = batch
+    if isinstance(inputs, Example):
+        size = inputs.batch
+
+        def cut(leaf: Any) -> Any:
+            batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
+            return leaf[rows] if batched else leaf
+
+        call = Example(*pytree.tree_map(cut, (inputs.args, dict(inputs.kwargs))))
+        return call, None if labels is None else labels[rows]
     inputs, labels = pytree.tree_map_only(Tensor, lambda x: x[rows], batch)
     return inputs, labels
 

@@ -1,7 +1,7 @@
 """A model's logits and stage features from one forward pass, without a change to the model."""
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,16 +10,29 @@ from torch import Tensor, nn
 
 from dynprune.distill.batches import Inputs
 from dynprune.errors import UsageError
+from dynprune.example import Example
+from dynprune.host.outputs import tensors_of
 from dynprune.rewrite.decoder.folded import FoldedDecoder
 from dynprune.tasks.embedding import text_embedding
 from dynprune.tasks.logits import logits_of
 
-__all__ = ["EMBEDDING", "ENCODER_STAGES", "LOGITS", "Observed", "Observer"]
+__all__ = [
+    "EMBEDDING",
+    "ENCODER_STAGES",
+    "GROUP_OUTPUTS",
+    "LOGITS",
+    "OUTPUTS",
+    "Observed",
+    "Observer",
+]
 
 EMBEDDING = "embedding"
 ENCODER_STAGES = "encoder_stages"
+GROUP_OUTPUTS = "group_outputs"
 LOGITS = "logits"
+OUTPUTS = "outputs"
 _MASK = "attention_mask"
+_OF_STRUCTURE = {EMBEDDING, ENCODER_STAGES, GROUP_OUTPUTS, LOGITS, OUTPUTS}
 
 
 @dataclass
@@ -28,8 +41,8 @@ class Observed:
 
     Attributes:
         logits: the model's, or None where nobody asked for them.
-        features: by place (``encoder_stages``, ``embedding`` or a ``re:`` pattern) the maps found
-            there.
+        features: by place (``encoder_stages``, ``embedding``, ``outputs``, ``group_outputs`` or a
+            ``re:`` pattern) the maps found there.
     """
 
     logits: Tensor | None = None
@@ -53,7 +66,9 @@ class Observer:
     ``encoder_stages`` are the stage maps that a :class:`FoldedDecoder` reads, where the model has
     one; else the ``hidden_states`` that a transformers model returns on request. ``re:PATTERN``
     are the outputs of the modules whose full name matches, in the model's order. ``embedding`` is
-    one vector a text, see :func:`~dynprune.tasks.embedding.text_embedding`.
+    one vector a text, see :func:`~dynprune.tasks.embedding.text_embedding`. ``outputs`` are all
+    floating-point tensors that the model returns. ``group_outputs`` are the outputs of the layers
+    that read gated neurons, whatever they are called: what each group gives to the rest.
 
     Padding, where the inputs have an ``attention_mask``, is zero in every map, so that no loss
     sees it.
@@ -63,7 +78,9 @@ class Observer:
 
     Args:
         model: of one positional argument, or of keywords; it is hooked during calls alone.
-        places: ``logits``, ``encoder_stages``, ``embedding``, ``re:PATTERN``.
+        places: ``logits``, ``encoder_stages``, ``embedding``, ``outputs``, ``group_outputs``,
+            ``re:PATTERN``.
+        consumers: names of the layers that read gated neurons, for ``group_outputs``.
 
     Raises:
         UsageError: if a pattern matches no module, or is not a pattern.
@@ -73,14 +90,17 @@ class Observer:
         {'re:0': [tensor([0.])]}
     """
 
-    def __init__(self, model: nn.Module, places: Collection[str]) -> None:
+    def __init__(
+        self, model: nn.Module, places: Collection[str], consumers: Sequence[str] = ()
+    ) -> None:
         self.model = model
         self.places = frozenset(places)
         self._decoders = [m for m in model.modules() if isinstance(m, FoldedDecoder)]
         self._patterns = {
-            place: _matching(model, place)
-            for place in sorted(self.places - {LOGITS, ENCODER_STAGES, EMBEDDING})
+            place: _matching(model, place) for place in sorted(self.places - _OF_STRUCTURE)
         }
+        if GROUP_OUTPUTS in self.places:
+            self._patterns[GROUP_OUTPUTS] = _consumers(model, consumers)
         self._stops_early = self.places == {ENCODER_STAGES} and len(self._decoders) == 1
 
     def __call__(self, inputs: Inputs) -> Observed:
@@ -98,12 +118,15 @@ class Observer:
                 return seen
         if asks:
             seen.features[ENCODER_STAGES] = _hidden_states(output, self.model)
-        real = inputs.get(_MASK) if isinstance(inputs, dict) else None
+        keywords = inputs.kwargs if isinstance(inputs, Example) else inputs
+        real = keywords.get(_MASK) if isinstance(keywords, Mapping) else None
         if real is not None:
             seen.features = {
                 place: [_without_padding(x, real) for x in maps]
                 for place, maps in seen.features.items()
             }
+        if OUTPUTS in self.places:
+            seen.features[OUTPUTS] = [t for t in tensors_of(output) if t.is_floating_point()]
         if EMBEDDING in self.places:
             seen.features[EMBEDDING] = [text_embedding(output, real)]
         if LOGITS in self.places:
@@ -121,6 +144,8 @@ class Observer:
             raise UsageError(_no_stages(self.model)) from error
 
     def _call(self, inputs: Inputs, **more: bool) -> Any:
+        if isinstance(inputs, Example):
+            return self.model(*inputs.args, **inputs.kwargs, **more)
         if isinstance(inputs, dict):
             return self.model(**inputs, **more)
         return self.model(inputs, **more)
@@ -167,7 +192,7 @@ def _without_padding(x: Tensor, real: Tensor) -> Tensor:
 def _matching(model: nn.Module, place: str) -> list[nn.Module]:
     if not place.startswith("re:"):
         raise UsageError(
-            f"features on {place!r}: write {ENCODER_STAGES!r}, {LOGITS!r}, {EMBEDDING!r} or "
+            f"features on {place!r}: write one of {', '.join(map(repr, sorted(_OF_STRUCTURE)))} or "
             "'re:PATTERN' for the modules whose full name matches"
         )
     try:
@@ -177,6 +202,17 @@ def _matching(model: nn.Module, place: str) -> list[nn.Module]:
     found = [module for name, module in model.named_modules() if name and pattern.fullmatch(name)]
     if not found:
         raise UsageError(f"features on {place!r}: no module of the model has such a name")
+    return found
+
+
+def _consumers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    known = dict(model.named_modules())
+    found = [known[name] for name in names if name in known]
+    if not found:
+        raise UsageError(
+            f"features on {GROUP_OUTPUTS!r}: no layer of the model reads gated neurons; gate it "
+            "first, or name modules by 're:PATTERN'"
+        )
     return found
 
 

@@ -13,6 +13,7 @@ from dynprune.distill.batches import Inputs
 from dynprune.distill.features import ENCODER_STAGES, LOGITS, Observed, Observer
 from dynprune.distill.penalty import gate_l1
 from dynprune.errors import UsageError
+from dynprune.gate.plan import gated
 
 __all__ = ["Loss", "LossTerm", "Objective", "Penalty", "StagePlan"]
 
@@ -34,7 +35,8 @@ class LossTerm:
             `Loss`.
         weight: factor in the loss.
         on: what a feature loss or a function compares: ``encoder_stages``, ``logits``,
-            ``embedding`` or ``re:PATTERN``, see :class:`~dynprune.distill.features.Observer`.
+            ``embedding``, ``outputs``, ``group_outputs`` or ``re:PATTERN``, see
+            :class:`~dynprune.distill.features.Observer`.
         temperature: of ``cwd`` and ``soft_ce``.
         against: what a function of one's own compares with: what the ``teacher`` shows at the same
             place, or the ``labels``.
@@ -180,7 +182,16 @@ class Objective(nn.Module):
     def set_stage(self, stage: StagePlan) -> None:
         """Follow the losses of ``stage`` from now on, in place."""
         self.stage = stage
-        self._observer = Observer(self.student, stage.student_places)
+        self._observer = Observer(self.student, stage.student_places, self.group_outputs)
+
+    @property
+    def group_outputs(self) -> tuple[str, ...]:
+        """Names of the layers that read gated neurons, in the model's order."""
+        if not gate.is_gated(self.student):
+            return ()
+        plans = gated(gate.attached(self.student).plans)
+        names = {channels.module for plan in plans for channels in plan.group.consumers}
+        return tuple(name for name, _ in self.student.named_modules() if name in names)
 
     def label_weight(self, labels: Tensor) -> Tensor:
         """Return the weight of all labelled pixels, see :func:`losses.label_weight`."""
@@ -207,9 +218,9 @@ class Objective(nn.Module):
         assert self._observer is not None
         values: list[Tensor] = []
 
-        def note(gated: gate.Observation) -> None:
-            if gated.values is not None:
-                values.append(gated.values)
+        def note(seen: gate.Observation) -> None:
+            if seen.values is not None:
+                values.append(seen.values)
 
         with gate.observing(note):
             seen = self._observer(inputs)

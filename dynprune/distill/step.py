@@ -13,11 +13,10 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils import _pytree as pytree
 
 from dynprune import gate
 from dynprune.distill import optimizer as optimizers
-from dynprune.distill.batches import Batch, Inputs, micro_batches
+from dynprune.distill.batches import Batch, Inputs, micro_batches, moved
 from dynprune.distill.ema import MovingAverage
 from dynprune.distill.features import Observed, Observer
 from dynprune.distill.plan import TrainingPlan
@@ -152,7 +151,7 @@ class Stepper:
         if self.objective.stage is not stage:
             self.objective.set_stage(stage)
             self._observer = (
-                Observer(self.teacher, stage.teacher_places)
+                Observer(self.teacher, stage.teacher_places, self.objective.group_outputs)
                 if self.teacher is not None and stage.needs_teacher
                 else None
             )
@@ -173,7 +172,7 @@ class Stepper:
     def _accumulate(self, stage: StagePlan, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add up the gradient over the micro-batches; give the mean loss and its parts."""
         device, count = self.accelerator.device, self.execution.accumulate
-        batch = pytree.tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), batch)
+        batch = moved(batch, device)
         total = self._label_total(stage, batch[1])
         loss = torch.zeros((), device=device)
         parts: dict[str, Tensor] = {}

@@ -19,6 +19,7 @@ from dynprune.export.facts import KEY, FileFacts
 from dynprune.export.int8 import TOLERANCE as INT8_TOLERANCE
 from dynprune.export.int8 import Calibration, Quantised, calibrated_for, quantised, refuse_gathered
 from dynprune.export.kept import kept_file
+from dynprune.export.passes.groups import sorted_product
 from dynprune.export.passes.instances import over_instances
 from dynprune.export.precision import in_onnxruntime, products_with, pruned_layers
 from dynprune.export.products import name_products, products_of
@@ -151,6 +152,7 @@ def onnx_model(
             verbose=False,
             input_names=list(traced.names),
             output_names=[_OUTPUT],
+            custom_translation_table={torch.ops.dynprune.sorted_product.default: sorted_product},
         )
         assert program is not None
         optimizer.fold_constants(program.model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)

@@ -24,6 +24,7 @@ from dynprune.export.passes.planes import multiply_in_planes
 from dynprune.export.passes.products import multiply_in_batches
 from dynprune.export.passes.selections import simplify_selections
 from dynprune.gate import gates, set_execution
+from dynprune.gate.route import routers
 from dynprune.host.modes import at_inference, evaluating
 from dynprune.host.trial import trial
 from dynprune.rewrite.decoder.folded import pointwise_as
@@ -94,8 +95,9 @@ def exportable(
     Raises:
         UsageError: the model cannot be traced.
     """
-    is_gated = bool(gates(model))
-    one_instance = is_gated and not (fixed_size and example.batch == 1)
+    # Where tokens choose experts for themselves, a batch is tokens like any others.
+    chooses = gates(model) or any(r.grain == "instance" for r in routers(model).values())
+    one_instance = bool(chooses) and not (fixed_size and example.batch == 1)
     if fixed_size:
         sample = call = example.batched(1) if one_instance else example
     else:

@@ -12,6 +12,7 @@ from dynprune.example import Example
 from dynprune.gate.caches import modules_with_caches
 from dynprune.gate.carriers import carry
 from dynprune.gate.config import GateConfig
+from dynprune.gate.gating import with_activations
 from dynprune.gate.inject import Attachment, gates, inject, is_gated, remove
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
@@ -20,6 +21,7 @@ from dynprune.gate.plan import GroupPlan, gated
 from dynprune.gate.probe import Probe, probe, small_example
 from dynprune.gate.settle import forget_means, settle
 from dynprune.gate.survive import those_that_run
+from dynprune.gate.token_trial import those_per_token
 from dynprune.gate.verify import verify
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import NeuronGroup
@@ -149,6 +151,7 @@ def _candidates(
                     f"{ancestor(group)} keeps keys and values in a cache, which outlives a choice"
                 )
             plans.append(plan)
+        plans = with_activations(model, small, plans)
     return _Candidates(plans, seen.calls)
 
 
@@ -160,7 +163,8 @@ def _proven(
     Means of skipped neurons are of no use afterwards.
     """
     plans = candidates.plans
-    inject(model, plans, seed=seed)  # not on trial: that would put lists of layers back at its end
+    bare = [replace(plan, products=None) for plan in plans]  # trials narrow products by themselves
+    inject(model, bare, seed=seed)  # not on trial: that would put lists of layers back at its end
     try:
         return _verified(model, plans, example, candidates.calls)
     except Exception as error:  # of the host's own code, on layers that it does not know
@@ -169,7 +173,7 @@ def _proven(
     remove(model, untrained=True)
     with at_inference(model):
         plans = those_that_run(model, plans, example)
-    inject(model, plans, seed=seed)
+    inject(model, [replace(plan, products=None) for plan in plans], seed=seed)
     return _verified(model, plans, example, candidates.calls)
 
 
@@ -180,7 +184,7 @@ def _verified(
         for gate in gates(model).values():
             gate.set_prune_ratio(0.0)
         faults = padding_faults(model, example)
-        verified = verify(model, plans, example, calls)
+        verified = those_per_token(model, verify(model, plans, example, calls), example)
     return [_worth_it(plan, faults.get(plan.group.name)) for plan in verified]
 
 
@@ -197,7 +201,11 @@ def _first_plan(
         return plan.refused(_explained(model, group, group.reason))
     if group.name not in configs:
         return plan.refused(ignored)
-    if group.causal and not allow_causal:
+    if plan.config.grain == "token" and group.kind != "ffn":
+        return plan.refused(
+            "queries, keys and values meet other tokens, so that none chooses alone"
+        )
+    if group.causal and not allow_causal and plan.config.grain != "token":
         return plan.refused("a causal model's gate would see tokens of the future")
     if (part := _gated_part(model, group)) is not None:
         return plan.refused(f"it is in {part}, which is gated already")
@@ -207,6 +215,15 @@ def _first_plan(
     if isinstance(layout, str):
         return plan.refused(layout)
     plan = replace(plan, layout=layout)
+    if group.kind == "qk" and group.carriers and group.slots is None:
+        return plan.refused(f"the heads of queries behind {group.carriers[0].module} are not alike")
+    partly = group.kind == "qk" or not all(channels.is_whole for channels in group.carriers)
+    if group.slots is not None and (group.parameters or (group.carriers and partly)):
+        for channels in group.carriers:
+            fault = why_irreplaceable(model.get_submodule(channels.module))
+            if fault is not None:
+                return plan.refused(f"{channels.module} {fault}")
+        return replace(plan, products=group.slots)
     if group.parameters:
         why = f"{group.parameters[0]} is used channel by channel outside a layer of its own"
         return replace(plan, mode="scatter", reason=why)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import UsageError
 from dynprune.gate.call import Scope
@@ -28,6 +29,7 @@ class Attachment:
         strides: of parameters that were laid out anew, as they were.
         closed: torch's fused layers that would read past the gates.
         made: changes that stood before the gates, see `count_made`.
+        handles: hooks by which products of attention are narrowed.
     """
 
     plans: tuple[GroupPlan, ...]
@@ -37,6 +39,7 @@ class Attachment:
     strides: list[tuple[nn.Parameter, tuple[int, ...]]] = field(default_factory=list)
     closed: tuple[ClosedPath, ...] = ()
     made: int = 0
+    handles: list[RemovableHandle] = field(default_factory=list)
 
 
 def is_gated(model: nn.Module) -> bool:

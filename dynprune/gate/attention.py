@@ -1,16 +1,17 @@
-"""Narrowing the heads of an attention module whose code was written for full-width heads."""
+"""The forms in which attention runs compactly, in code that was written for full-width heads."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from torch import nn
 
 from dynprune.gate.heads import HeadWidth
 from dynprune.gate.neuron_gate import NeuronGate
-from dynprune.gate.plan import HeadAttribute
+from dynprune.gate.plan import GroupPlan, HeadAttribute
 from dynprune.graph.neurons import NeuronGroup
 
-__all__ = ["head_attribute_sets", "head_attributes", "narrow"]
+__all__ = ["forms_of", "head_attribute_sets", "head_attributes", "narrow"]
 
 MOST = 5  # attributes that are tried in all their combinations
 
@@ -48,6 +49,27 @@ def head_attribute_sets(candidates: Sequence[HeadAttribute]) -> Iterator[tuple[H
     """Yield every subset of the candidates, small ones first."""
     for count in range(len(candidates) + 1):
         yield from combinations(candidates, count)
+
+
+def forms_of(model: nn.Module, plans: Sequence[GroupPlan]) -> Iterator[list[GroupPlan]]:
+    """Yield the forms in which groups may run compactly together, the cheapest first.
+
+    First all tensors between the layers are narrow, under every subset of the attributes that may
+    hold the width of a head; last the module's code sees heads of full width, and the products of
+    attention alone are narrowed.
+
+    Args:
+        model: that holds the groups.
+        plans: of groups that share heads or a layer.
+    """
+    wide = [plan for plan in plans if plan.products is not None]
+    candidates: list[HeadAttribute] = []
+    for plan in plans:
+        candidates += [h for h in head_attributes(model, plan.group) if h not in candidates]
+    for heads in head_attribute_sets(() if wide else candidates):
+        yield [replace(plan, heads=heads, reason=None) for plan in plans]
+    if len(wide) < len(plans) and any(plan.group.slots is not None for plan in plans):
+        yield [replace(plan, heads=(), products=plan.group.slots, reason=None) for plan in plans]
 
 
 def narrow(

@@ -22,11 +22,17 @@ class Binding:
             neurons are the whole axis in order.
         carries_value: whether the gate's values multiply here. They do at every consumer, and,
             for queries and keys, at one side of the product.
+        beside: whether the layer's outputs are added to those of another one, which makes these
+            neurons.
+        hides: whether skipped queries and keys are zero at this layer already; a layer behind it
+            sees to that elsewhere.
     """
 
     neurons: GatedNeurons
     index: str | None
     carries_value: bool
+    beside: bool = False
+    hides: bool = True
 
 
 @dataclass(frozen=True)

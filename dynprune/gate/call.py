@@ -29,7 +29,6 @@ from dynprune.gate.selection import GateOutput, Selection, threshold
 
 __all__ = ["Call", "GatedNeurons", "Observation", "Scope", "forcing", "observing", "recording"]
 
-
 _KEPT = "_dynprune_calls"  # attribute of what gradient checkpointing keeps
 
 
@@ -44,6 +43,7 @@ class GatedNeurons:
         segments: parts that each keep equally many: the heads, or 1.
         layout: where the batch is in the tensors that the group's layers see.
         scope: of the model that the gate was put into.
+        per_token: whether every token chooses for itself.
     """
 
     name: str
@@ -52,6 +52,7 @@ class GatedNeurons:
     segments: int
     layout: InstanceLayout
     scope: "Scope"
+    per_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Observation:
 
     Attributes:
         neurons: of the gate.
-        tokens: (B, T, C) that it chose by.
+        tokens: (B, T, C) that it chose by; (B * T, 1, C) where each token chooses for itself.
         real: (B, T) tokens that are no padding; None where all count.
         output: scores and values.
         selection: what it chose.

@@ -19,12 +19,14 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 class DynamicDepthwiseConv(nn.Module):
     """A depthwise convolution that runs on the kept channels of each instance.
 
+    Its rows may be parts of instances, side by side (frames, crops, windows).
+
     Args:
         source: the convolution that this one replaces; its parameters are shared.
         gate: of the neurons that are its channels, in order.
 
     Shape:
-        - Input: (B, channels, ...), or (B, kept, ...) in compact execution
+        - Input: (B * r, channels, ...), or (B * r, kept, ...) in compact execution
         - Output: the same channels
     """
 
@@ -51,16 +53,18 @@ class DynamicDepthwiseConv(nn.Module):
             return self._convolve(x, self.weight, self.bias)
         index = selection.index
         batch, kept = index.shape
+        rows = rows_of_each(x, batch)
         bias = self.bias
         if torch.compiler.is_compiling():
-            weight = self.weight.index_select(0, index.flatten())
-            flat_bias = None if bias is None else bias.index_select(0, index.flatten())
-            flat = x.reshape(1, batch * kept, *x.shape[2:])
+            every = spread_over_rows(index, rows).flatten()
+            weight = self.weight.index_select(0, every)
+            flat_bias = None if bias is None else bias.index_select(0, every)
+            flat = x.reshape(1, x.shape[0] * kept, *x.shape[2:])
             y = self._convolve(flat, weight, flat_bias)
-            return y.view(batch, kept, *y.shape[2:])
+            return y.view(x.shape[0], kept, *y.shape[2:])
         parts = [
             self._convolve(
-                x[b : b + 1],
+                x[b * rows : (b + 1) * rows],
                 self.weight.index_select(0, index[b]),
                 None if bias is None else bias.index_select(0, index[b]),
             )
@@ -86,12 +90,14 @@ class DynamicDepthwiseConv(nn.Module):
 class DynamicBatchNorm(nn.Module):
     """A batch norm that runs on the kept channels of each instance.
 
+    Its rows may be parts of instances, side by side (flattened tokens).
+
     Args:
         source: the batch norm that this one replaces; it stays inside and keeps its statistics.
         gate: of the neurons that are its channels, in order.
 
     Shape:
-        - Input: (B, channels, ...), or (B, kept, ...) in compact execution
+        - Input: (B * r, channels, ...), or (B * r, kept, ...) in compact execution
         - Output: the same channels
     """
 
@@ -119,9 +125,31 @@ class DynamicBatchNorm(nn.Module):
         shift = -mean * scale
         if source.affine:
             shift = shift + source.bias
-        index = selection.index
+        index = spread_over_rows(selection.index, rows_of_each(x, selection.batch))
         shape = (*index.shape, *[1] * (x.dim() - 2))
         return x * scale[index].view(shape) + shift[index].view(shape)
+
+
+def rows_of_each(x: Tensor, instances: int) -> int:
+    """Return how many rows of a carrier's input each instance has.
+
+    Raises:
+        GateError: the rows do not divide into the instances.
+    """
+    rows = x.shape[0]
+    if isinstance(instances, int) and instances == 0:
+        return 1
+    if rows % instances:
+        raise GateError(
+            f"A gated layer got {rows} rows, which do not divide into the {instances} inputs its "
+            "gate selected neurons for. Call the whole model, not a part of it."
+        )
+    return rows // instances
+
+
+def spread_over_rows(index: Tensor, rows: int) -> Tensor:
+    """Repeat each instance's choice (B, K) for all of its rows, (B * rows, K)."""
+    return index if isinstance(rows, int) and rows == 1 else index.repeat_interleave(rows, 0)
 
 
 def carry(module: nn.Module, gate: NeuronGate) -> nn.Module:

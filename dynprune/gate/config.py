@@ -8,12 +8,23 @@ from torch import Tensor
 
 from dynprune.gate.predictor import Pool, PredictorFactory
 
-__all__ = ["Compensation", "Execution", "GateConfig", "GateMode", "Importance", "Order"]
+__all__ = [
+    "Compensation",
+    "Execution",
+    "GateConfig",
+    "GateMode",
+    "Grain",
+    "Importance",
+    "Order",
+    "Predict",
+]
 
 Execution = Literal["compact", "scatter", "masked"]
 GateMode = Literal["value", "straight_through"]
 Order = Literal["dynamic", "fixed", "prefix", "random"]
 Compensation = Literal["zero", "mean", "learned"]
+Grain = Literal["instance", "token"]
+Predict = Literal["low-rank", "preactivation", "gate-projection", "both"]
 
 Importance = Callable[[Any], Tensor]
 """From the moments of a group's neurons (`dynprune.measure.moments.NeuronMoments`) to what each is
@@ -45,6 +56,15 @@ class GateConfig:
             them where None. No file holds it.
         masked: whether the group is gated even where its neurons can only be masked, which costs
             the gate and saves nothing.
+        grain: who chooses: each input ``instance`` for all of its tokens, or each ``token`` for
+            itself, which a hidden layer that mixes no tokens allows.
+        predict: what a token's scores are made of: a ``low-rank`` linear map of it; its
+            ``preactivation`` estimated by such a map, through the layer's own activation; the
+            ``gate-projection`` of a gated hidden layer (SwiGLU); or ``both`` that and an estimate
+            of the other projection. ``low-rank`` alone where each instance chooses. ``hidden`` or
+            ``hidden_ratio`` is the rank.
+        activation: what the preactivation or the gate projection passes through, as running
+            showed; set when the gate is put in.
     """
 
     prune_ratio: float = 0.5
@@ -59,6 +79,9 @@ class GateConfig:
     predictor: PredictorFactory | None = None
     importance: Importance | None = None
     masked: bool = False
+    grain: Grain = "instance"
+    predict: Predict = "low-rank"
+    activation: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are plain values."""

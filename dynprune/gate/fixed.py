@@ -1,7 +1,7 @@
 """Fix the neurons of groups: one set for every input, the rest removed from all layers for good."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,15 @@ from dynprune.rewrite.cuts import (
 from dynprune.rewrite.made import forget_undo
 from dynprune.rewrite.record import Rewrite
 
-__all__ = ["KeptNeurons", "fix_gates", "fix_groups", "kept_by", "only_fixable", "why_not_fixed"]
+__all__ = [
+    "KeptNeurons",
+    "fix_gates",
+    "fix_groups",
+    "kept_by",
+    "narrow_gates",
+    "only_fixable",
+    "why_not_fixed",
+]
 
 TOLERANCE = 1e-4
 """Largest error of a fixed model to the masked one: rounding of every layer, one after another."""
@@ -59,6 +67,8 @@ def why_not_fixed(model: nn.Module, plan: GroupPlan) -> str | None:
         return plan.reason
     if plan.mode != "compact":
         return f"its layers cannot be narrowed for good: {plan.reason}"
+    if plan.products is not None:
+        return "its layers cannot be narrowed for good: code around them needs heads of full width"
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values() if p is not None
     )
@@ -179,7 +189,23 @@ def fix_gates(model: nn.Module, example: Example) -> tuple[Rewrite, Callable[[],
     Raises:
         GateError: the narrow model computes something else; the model is then dense.
     """
-    plans, kept, made = gated(attached(model).plans), kept_by(model), attached(model).made
+    made = attached(model).made
+    record, put_back = narrow_gates(model, example)
+    forget_undo(model, made)  # dense weights that were refitted: there is no way back to them
+    return record, put_back
+
+
+def narrow_gates(
+    model: nn.Module, example: Example, *, leaving: Collection[str] = ()
+) -> tuple[Rewrite, Callable[[], None]]:
+    """Do as `fix_gates` does, but for the groups in ``leaving``, which are dense afterwards.
+
+    How weights that were refitted become what they were is still known.
+    """
+    plans = gated(attached(model).plans)
+    for name in leaving:
+        gates(model)[name].set_prune_ratio(0.0)
+    kept = {name: own for name, own in kept_by(model).items() if name not in leaving}
     set_execution(model, "masked")
     with at_inference(model):
         expected = tensors_of(example.run(model))
@@ -198,7 +224,6 @@ def fix_gates(model: nn.Module, example: Example) -> tuple[Rewrite, Callable[[],
             "depends on a width that was taken. Use apply.gate.choose: neurons, or ignore groups "
             "by apply.ignore."
         )
-    forget_undo(model, made)  # dense weights that were refitted: there is no way back to them
     return record, put_back
 
 

@@ -18,9 +18,12 @@ from dynprune.gate.attention import narrow
 from dynprune.gate.call import Scope
 from dynprune.gate.carriers import carry
 from dynprune.gate.compensation import settle_means
+from dynprune.gate.hiding import HidingCarrier
 from dynprune.gate.linear import DynamicLinear
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.plan import GroupPlan, gated
+from dynprune.gate.products import hosts_of, narrow_products
+from dynprune.gate.slots import Site
 from dynprune.graph.groups import ancestor
 from dynprune.graph.neurons import Channels
 from dynprune.host.chance import seeded
@@ -30,7 +33,16 @@ from dynprune.host.replacing import replace_everywhere
 from dynprune.host.strides import laid_out, owns_its_memory
 from dynprune.rewrite.made import count_made
 
-__all__ = ["Attachment", "attached", "gate_parameters", "gates", "inject", "is_gated", "remove"]
+__all__ = [
+    "Attachment",
+    "attached",
+    "gate_parameters",
+    "gates",
+    "inject",
+    "is_gated",
+    "remove",
+    "whole_group_modules",
+]
 
 
 def inject(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> Attachment:
@@ -82,12 +94,15 @@ def _put_in(model: nn.Module, record: Attachment) -> None:
             record.strides.append((new.weight, new.weight.stride()))
             _store_by_column(new.weight)
     record.closed = close_fused_paths(model, replacements.values())
-    for path in _hosts(gated(plans)):
+    for path in whole_group_modules(gated(plans)):
         record.scope.watch(model.get_submodule(path), path)
     by_name = gates(model)
     for plan in gated(plans):
         gate = by_name[plan.group.name]
-        gate.verified = plan.mode if plan.mode != "refused" else "masked"
+        gate.verified = plan.execution
+    sites = [Site(by_name[p.group.name], p.products) for p in gated(plans) if p.products]
+    for path, meeting in hosts_of(sites).items():
+        record.handles += narrow_products(model.get_submodule(path), meeting)
     for heads in {plan.heads for plan in gated(plans) if plan.heads}:
         narrow(model, heads, [by_name[p.group.name] for p in gated(plans) if p.heads == heads])
 
@@ -121,6 +136,8 @@ def remove(model: nn.Module, *, untrained: bool = False) -> nn.Module:
         old.train(new.training)
         hand_over(new, old)
     replace_everywhere(model, back)
+    for handle in record.handles:
+        handle.remove()
     open_fused_paths(record.closed)
     record.scope.close()
     delattr(model, ATTRIBUTE)
@@ -153,27 +170,38 @@ def _build(model: nn.Module, plans: Sequence[GroupPlan], scope: Scope) -> dict[s
             device=owner.weight.device,
             dtype=owner.weight.dtype,
         )
+        if group.slots is not None:
+            gate.slots = group.slots.index.to(owner.weight.device)
         gate.train(owner.training)
         again = f"_{len(owner.gates)}" if group.kind in owner.gates else ""
         owner.gates[group.kind + again] = gate
-        for position, channels in enumerate(group.producers):
-            last = position == len(group.producers) - 1
+        last = [c.module for c in group.producers if c.beside is None][-1:]
+        for channels in group.producers:
             index = None if channels.is_whole else channels.index
-            value = group.kind == "qk" and last
-            linear(channels).bind("makes", gate, index, carries_value=value)
+            value = group.kind == "qk" and (channels.beside or channels.module) in last
+            layer = linear(channels)
+            if group.kind == "qk" and group.carriers:
+                layer.bind("makes", gate, index, carries_value=False, hides=False)
+            else:
+                beside = channels.beside is not None
+                layer.bind("makes", gate, index, carries_value=value, beside=beside)
         for channels in group.consumers:
             index = None if channels.is_whole else channels.index
             linear(channels).bind("reads", gate, index, carries_value=True)
-        if plan.mode == "compact":
-            for channels in group.carriers:
-                if not channels.is_whole:
-                    raise GateError(f"{channels.module} carries only a part of {group.name}.")
-                source = _submodule(model, channels.module)
+        for channels in group.carriers:
+            source = _submodule(model, channels.module)
+            if group.kind == "qk":
+                hiding = carriers.setdefault(channels.module, HidingCarrier(source))
+                assert isinstance(hiding, HidingCarrier)
+                hiding.bind(gate, channels.index, carries_value=channels is group.carriers[-1])
+            elif plan.mode == "compact" and group.slots is None and not channels.is_whole:
+                raise GateError(f"{channels.module} carries only a part of {group.name}.")
+            elif plan.mode == "compact" and channels.is_whole:
                 carriers[channels.module] = carry(source, gate)
     return {**linears, **carriers}
 
 
-def _hosts(plans: Sequence[GroupPlan]) -> list[str]:
+def whole_group_modules(plans: Sequence[GroupPlan]) -> list[str]:
     """Name the modules that hold whole groups, outermost first; the model itself is "".
 
     A call of any of them is complete: its gates run before what reads their neurons.

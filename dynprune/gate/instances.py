@@ -36,6 +36,11 @@ class InstanceLayout:
 def to_instances(x: Tensor, instances: int, layout: InstanceLayout) -> Tensor:
     """View (..., C) as (B, T, C).
 
+    Args:
+        x: rows of tokens.
+        instances: B; where it is the number of tokens, each of them is an instance, (B * T, 1, C).
+        layout: where the batch is in ``x``.
+
     Raises:
         GateError: where the rows do not divide into ``instances``.
     """
@@ -45,7 +50,10 @@ def to_instances(x: Tensor, instances: int, layout: InstanceLayout) -> Tensor:
         return x
     if isinstance(instances, int) and instances == 0:
         return x.reshape(0, max(1, math.prod(x.shape[1:-1])), x.shape[-1])
-    if layout.axis == 0 and x.shape[0] % instances:
+    each = instances > x.shape[0]
+    if layout.axis == 0 and (
+        math.prod(x.shape[:-1]) != instances if each else x.shape[0] % instances
+    ):
         raise GateError(
             f"A gated layer got {x.shape[0]} rows, which do not divide into the {instances} "
             "inputs its gate selected neurons for. Call the whole model, not a part of it."

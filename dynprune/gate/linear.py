@@ -93,6 +93,8 @@ class DynamicLinear(nn.Module):
         index: Tensor | None,
         *,
         carries_value: bool,
+        beside: bool = False,
+        hides: bool = True,
     ) -> None:
         """Tie one axis of the layer to a gate, in place.
 
@@ -101,13 +103,15 @@ class DynamicLinear(nn.Module):
             gate: of the neurons.
             index: (neurons, m) positions; None where they are the whole axis.
             carries_value: whether the gate's values multiply here.
+            beside: whether the layer is a branch, whose outputs are added to another one's.
+            hides: whether queries and keys that are skipped are zero here, and not later.
         """
         bindings: tuple[Binding, ...] = getattr(self, side)
         name = None
         if index is not None:
             name = f"{side}_{len(bindings)}"
             self.register_buffer(name, index.to(self.weight.device), persistent=False)
-        setattr(self, side, (*bindings, Binding(gate.members, name, carries_value)))
+        setattr(self, side, (*bindings, Binding(gate.members, name, carries_value, beside, hides)))
         if side == "reads" and gate.mean is not None and self.offset is None:
             self.offset = torch.zeros_like(self.matrix[:, 0], memory_format=torch.contiguous_format)
 
@@ -124,18 +128,34 @@ class DynamicLinear(nn.Module):
         read = [self._bound(binding, call) for binding in self.reads]
         masked = [bound for bound in read if bound.selection.execution == "masked"]
         narrow = [bound for bound in read if bound.selection.execution != "masked"]
-        if masked:
+        for bound in masked:  # instances and tokens may choose side by side
             layout = self.reads[0].neurons.layout
-            tokens = to_instances(x, masked[0].selection.batch, layout)
-            x = from_instances(mask_inputs(tokens, masked), x, layout)
+            tokens = to_instances(x, bound.selection.batch, layout)
+            x = from_instances(mask_inputs(tokens, [bound]), x, layout)
         columns = None
         if narrow:
             columns = kept_channels(narrow, self.in_features, self.weight.dtype)
+        known = None
         if self.gates:
             whole = self._whole(x, read, narrow, columns)
+            if any(gate.reads_projection for gate in self.gates.values()):
+                known = F.linear(whole, self.matrix, self._constant())
             for gate in self.gates.values():
-                self._choose(gate, whole, call)
-        return self._product(x, narrow, columns, [self._bound(b, call) for b in self.makes])
+                self._choose(gate, whole, call, known)
+        made = [self._bound(binding, call) for binding in self.makes]
+        if known is not None:
+            return self._kept_of(known, made)
+        return self._product(x, narrow, columns, made)
+
+    def _kept_of(self, y: Tensor, made: Sequence[Bound]) -> Tensor:
+        """Return the kept channels of an output that was computed whole."""
+        (bound,) = made  # one group alone: see `dynprune.gate.gating`
+        if bound.selection.execution != "compact":
+            return y
+        layout = self.makes[0].neurons.layout
+        tokens, index = to_instances(y, bound.selection.batch, layout), bound.selection.index
+        kept = tokens.gather(2, index[:, None].expand(-1, tokens.shape[1], -1))
+        return from_instances(kept, y, layout)
 
     def _bound(self, binding: Binding, call: Call) -> Bound:
         neurons = binding.neurons
@@ -154,7 +174,7 @@ class DynamicLinear(nn.Module):
         mean = gate_mean(read, self.in_features)
         return x if mean is None else x + mean
 
-    def _choose(self, gate: nn.Module, x: Tensor, call: Call) -> None:
+    def _choose(self, gate: nn.Module, x: Tensor, call: Call, known: Tensor | None) -> None:
         assert isinstance(gate, NeuronGate)
         layout = gate.layout
         count = call.instances if layout.folded else x.shape[layout.axis]
@@ -162,7 +182,9 @@ class DynamicLinear(nn.Module):
         if gate.config.source == "preactivation":
             mean = pool_tokens(tokens, "mean", call.real(tokens, x))
             tokens = F.linear(mean, self.matrix, self._constant())[:, None]
-        gate.choose(tokens, call, x)
+        if known is not None:
+            known = to_instances(known, count, layout)
+        gate.choose(tokens, call, x, known)
 
     def _product(
         self, x: Tensor, narrow: Sequence[Bound], columns: Kept | None, made: Sequence[Bound]
@@ -175,7 +197,9 @@ class DynamicLinear(nn.Module):
         hidden = [
             bound
             for bound, binding in zip(made, self.makes, strict=True)
-            if bound.selection.execution == "masked" and binding.neurons.kind == "qk"
+            if bound.selection.execution == "masked"
+            and binding.neurons.kind == "qk"
+            and binding.hides
         ]
         if not hidden:
             return y

@@ -25,6 +25,11 @@ from dynprune.gate.predictor import (
     pooled_width,
 )
 from dynprune.gate.selection import GateOutput, Selection, select
+from dynprune.gate.token_predictor import (
+    LowRankPredictor,
+    PreactivationPredictor,
+    ProjectionPredictor,
+)
 from dynprune.gate.topr import kept_count
 
 __all__ = ["NeuronGate"]
@@ -63,12 +68,15 @@ class NeuronGate(nn.Module):
         beta: scalar; how strongly f moves the values (``mode="value"``).
         members: the neurons, as the layers around the gate know them.
         verified: the mode in which this group proved right when it was inserted.
+        slots: (width, m) buffer; the channels of a head, in the products of attention, that are
+            each neuron of it. None where heads are not alike.
 
     Source: DynaSegFormer, arXiv 2111.09499, Eq. 1 to 3; the mean of skipped neurons from
     Variance-Based Pruning, arXiv 2507.12988.
     """
 
     prior: Tensor
+    slots: Tensor | None
 
     def __init__(
         self,
@@ -89,7 +97,7 @@ class NeuronGate(nn.Module):
         self.config = config
         self.layout = layout or InstanceLayout()
         self.members = GatedNeurons(
-            name, kind, neurons, max(1, heads), self.layout, scope or Scope()
+            name, kind, neurons, max(1, heads), self.layout, scope or Scope(), self.per_token
         )
         self.widths: list[HeadWidth] = []
         self.partners: list[NeuronGate] = []
@@ -98,10 +106,12 @@ class NeuronGate(nn.Module):
         self.final_ratio = config.prune_ratio
         self.prune_ratio = 0.0
         self.predictor = _predictor(in_features, neurons, config, device, dtype)
+        self.register_buffer("slots", None, persistent=False)
         self.register_buffer("prior", torch.zeros(neurons, device=device, dtype=dtype))
         if config.mode == "value" and self.predictor is not None:
             # A predictor of the user's own need not start as zero; its factor then does.
-            start = torch.zeros if config.predictor is not None else torch.ones
+            own = config.predictor is not None or config.predict != "low-rank"
+            start = torch.zeros if own else torch.ones
             self.beta = nn.Parameter(start((), device=device, dtype=dtype))
         self.mean: nn.Parameter | None = None
         if config.compensation != "zero" and kind != "qk":
@@ -126,25 +136,48 @@ class NeuronGate(nn.Module):
         self.sync()
         return self
 
-    def choose(self, tokens: Tensor, call: Call, source: Tensor | None = None) -> Selection:
+    def choose(
+        self,
+        tokens: Tensor,
+        call: Call,
+        source: Tensor | None = None,
+        projection: Tensor | None = None,
+    ) -> Selection:
         """Choose the neurons for the input that a producer is about to read, for this call.
 
         Args:
             tokens: (B, T, C) input of the owner (or its pre-activation).
             call: that runs; the selection is put into it.
             source: what the owner got; the tokens themselves where None.
+            projection: (B, T, neurons) output of the owner, where the gate reads it.
         """
-        real = call.real(tokens, source)
+        instances, execution = tokens.shape[0], self.running
+        real = call.real(tokens, source) if not self.per_token or is_observed() else None
+        if self.per_token:  # every token is an instance of one token
+            tokens = tokens.reshape(-1, 1, tokens.shape[-1])
+            real = None if real is None else real.reshape(-1, 1)
         output = forced_output(self.members, tokens.shape[0])
+        forced = output is not None
         if output is None:
-            output = self.scores(tokens, real)
+            output = self._output(tokens, real, projection)
         elif self.config.mode != "value":
             output = GateOutput(output.scores, None)
-        selection = select(output, self.kept, self.segments, mean=self.mean, execution=self.running)
+        rows = output.scores.shape[0]
+        if self.per_token and rows != 1 and not (forced and rows <= instances):
+            execution = "masked"  # weights of its own for each of many tokens would cost more
+        selection = select(output, self.kept, self.segments, mean=self.mean, execution=execution)
         call.selections[self.members] = selection
         if is_observed():
             tell(Observation(self.members, tokens, real, output, selection))
         return selection
+
+    def _output(self, tokens: Tensor, real: Tensor | None, projection: Tensor | None) -> GateOutput:
+        """Return scores and values, by whatever the gate reads."""
+        if not self.per_token:
+            return self.scores(tokens, real)
+        if projection is not None:
+            projection = projection.reshape(-1, projection.shape[-1])
+        return self.scores_of(tokens.squeeze(1), projection)
 
     def scores(self, tokens: Tensor, real: Tensor | None = None) -> GateOutput:
         """Return scores and values for (B, T, C) tokens, of which those in ``real`` count."""
@@ -152,11 +185,20 @@ class NeuronGate(nn.Module):
             return GateOutput(self.prior.expand(tokens.shape[0], -1), None)
         return self.scores_of(pool_tokens(tokens, self.config.pool, real))
 
-    def scores_of(self, summary: Tensor) -> GateOutput:
-        """Return scores and values for (B, F) pooled inputs."""
+    def scores_of(self, summary: Tensor, projection: Tensor | None = None) -> GateOutput:
+        """Return scores and values for (B, F) pooled inputs, or for tokens.
+
+        Args:
+            summary: what the predictor reads.
+            projection: (B, neurons) gate projections of the tokens, where it reads those, too.
+        """
         if self.predictor is None:
             return GateOutput(self.prior.expand(summary.shape[0], -1), None)
-        f: Tensor = self.predictor(summary)
+        f: Tensor
+        if self.reads_projection:
+            f = self.predictor(summary, projection)
+        else:
+            f = self.predictor(summary)
         f = f.to(self.prior.dtype)  # autocast makes it coarser
         factor = None
         if self.config.mode == "value":
@@ -180,6 +222,16 @@ class NeuronGate(nn.Module):
         """How the group runs now: masked while training or on request, else as verified."""
         masked = self.training or self.requested == "masked"
         return "masked" if masked else self.verified
+
+    @property
+    def per_token(self) -> bool:
+        """Whether every token chooses for itself."""
+        return self.config.grain == "token"
+
+    @property
+    def reads_projection(self) -> bool:
+        """Whether it chooses by what its owner gives, which is then computed in full."""
+        return isinstance(self.predictor, ProjectionPredictor)
 
     @property
     def segments(self) -> int:
@@ -208,7 +260,7 @@ class NeuronGate(nn.Module):
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of the gate for one input instance."""
+        """Multiply-adds of the gate for one input instance, or for one token that chooses."""
         return int(getattr(self.predictor, "macs", 0))
 
     def narrow_heads(
@@ -247,4 +299,23 @@ def _predictor(
     if config.predictor is not None:
         return make_own_predictor(config.predictor, features, neurons, device=device, dtype=dtype)
     hidden = config.hidden or max(LEAST_HIDDEN, round(config.hidden_ratio * in_features))
+    if config.grain == "token":
+        return _token_predictor(in_features, neurons, hidden, config, device, dtype)
     return GatePredictor(features, neurons, hidden, device=device, dtype=dtype)
+
+
+def _token_predictor(
+    in_features: int,
+    neurons: int,
+    rank: int,
+    config: GateConfig,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    if config.predict == "low-rank":
+        return LowRankPredictor(in_features, neurons, rank, device=device, dtype=dtype)
+    kind = PreactivationPredictor if config.predict == "preactivation" else ProjectionPredictor
+    rank = 0 if config.predict == "gate-projection" else rank
+    return kind(
+        in_features, neurons, rank, config.activation or "identity", device=device, dtype=dtype
+    )

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from dynprune.errors import GateError
-from dynprune.gate.config import GateConfig
+from dynprune.gate.config import Execution, GateConfig
 from dynprune.gate.instances import InstanceLayout
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.graph.slots import HeadSlots
 
 __all__ = ["GroupPlan", "HeadAttribute", "Mode"]
 
@@ -40,6 +41,8 @@ class GroupPlan:
         reason: why the mode is not ``compact``; None where it is.
         layout: where the batch is in the producer's input.
         heads: attributes that compact execution narrows.
+        products: where the code around the neurons sees heads of full width, so that the products
+            of attention alone are narrowed: how they meet these neurons. None elsewhere.
     """
 
     group: NeuronGroup
@@ -48,10 +51,18 @@ class GroupPlan:
     reason: str | None = None
     layout: InstanceLayout = field(default_factory=InstanceLayout)
     heads: tuple[HeadAttribute, ...] = ()
+    products: HeadSlots | None = None
+
+    @property
+    def execution(self) -> Execution:
+        """How the group's own layers run."""
+        if self.mode == "refused":
+            return "masked"
+        return "scatter" if self.products is not None else self.mode
 
     def refused(self, reason: str) -> "GroupPlan":
         """Return the plan that leaves this group alone."""
-        return replace(self, mode="refused", reason=reason, heads=())
+        return replace(self, mode="refused", reason=reason, heads=(), products=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON form."""
@@ -62,6 +73,7 @@ class GroupPlan:
             "reason": self.reason,
             "layout": asdict(self.layout),
             "heads": [asdict(h) for h in self.heads],
+            "products": None if self.products is None else self.products.to_json(),
         }
 
     @classmethod
@@ -73,13 +85,16 @@ class GroupPlan:
         """
         if record["mode"] not in get_args(Mode):
             raise GateError(f"mode {record['mode']!r} is not one of {', '.join(get_args(Mode))}.")
+        known = record.get("products")
+        products = None if known is None else HeadSlots.from_json(known)
         return cls(
-            group=NeuronGroup.from_json(record["group"]),
+            group=replace(NeuronGroup.from_json(record["group"]), slots=products),
             config=GateConfig(**record["config"]),
             mode=record["mode"],
             reason=record["reason"],
             layout=InstanceLayout(**record["layout"]),
             heads=tuple(HeadAttribute(**h) for h in record["heads"]),
+            products=products,
         )
 
 

@@ -36,6 +36,8 @@ class Selection:
         mean: (neurons,) value that replaces a skipped neuron, or None where that is zero.
         neurons: of the group.
         execution: how the layers of the group run in this call.
+        order: (n,) that brings tokens of one expert together, where each of them chose one; None
+            where instances chose, or single neurons.
     """
 
     index: Tensor
@@ -44,6 +46,7 @@ class Selection:
     mean: Tensor | None
     neurons: int
     execution: Execution
+    order: Tensor | None = None
 
     @property
     def keep(self) -> Tensor:

@@ -46,7 +46,7 @@ def settle(model: nn.Module, plans: Sequence[GroupPlan], *, seed: int = 0) -> At
         gate = by_name[name]
         gate.narrow_heads(())
         gate.config = plan.config
-        gate.verified = plan.mode if plan.mode != "refused" else "masked"
+        gate.verified = plan.execution
         gate.final_ratio = plan.config.prune_ratio
         gate.set_prune_ratio(gate.final_ratio)
     for heads in {plan.heads for plan in now.values() if plan.heads}:
@@ -58,7 +58,8 @@ def _alike(before: GroupPlan, now: GroupPlan) -> bool:
     """Whether two plans of a group are built of the same layers and predictors."""
     config = replace(now.config, prune_ratio=before.config.prune_ratio, align=before.config.align)
     carried = (before.mode == "compact") == (now.mode == "compact")
-    return carried and config == before.config and before.layout == now.layout
+    hooked = (before.products is None) == (now.products is None)
+    return carried and hooked and config == before.config and before.layout == now.layout
 
 
 def forget_means(model: nn.Module) -> None:

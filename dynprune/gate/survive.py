@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -54,7 +55,7 @@ def _failure(model: nn.Module, plans: Sequence[GroupPlan], example: Example) -> 
     """Say how the model fails with these gates in place, or None."""
     if not plans:
         return None
-    inject(model, plans)
+    inject(model, [replace(plan, products=None) for plan in plans])
     try:
         for gate in gates(model).values():
             gate.verified = "masked"

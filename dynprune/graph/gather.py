@@ -10,6 +10,7 @@ import torch
 from dynprune.graph.ledger import Ids, Layer, Ledger, components
 from dynprune.graph.neurons import Channels, GroupKind, NeuronGroup
 from dynprune.graph.reasons import History, is_shown, reasons_of
+from dynprune.graph.slots import slots_of
 
 __all__ = ["gather"]
 
@@ -129,7 +130,12 @@ class _Gatherer:
             name=first.module,
             kind=kind,
             producers=tuple(
-                Channels(layer.module, self._positions(number, [self._made(layer)]), layer.outputs)
+                Channels(
+                    layer.module,
+                    self._positions(number, [self._made(layer)]),
+                    layer.outputs,
+                    self.ledger.beside[layer].module if layer in self.ledger.beside else None,
+                )
                 for layer in history.made
             ),
             carriers=tuple(
@@ -145,6 +151,10 @@ class _Gatherer:
             heads=heads,
             parameters=tuple(history.parameters),
         )
+        if kind != "ffn" and heads and uneven is None:
+            makers = [layer.module for layer in history.made]
+            slots = slots_of(self.ledger.attentions, makers, self.root, keys, heads)
+            group = replace(group, slots=slots)
         reasons = reasons_of(group, history, uneven)
         said = "; ".join(list(dict.fromkeys(reasons))[:2])
         return first.first, replace(group, reason=said or None), keys

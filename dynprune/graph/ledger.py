@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynprune.graph.labels import ids
 
-__all__ = ["Ids", "Layer", "Ledger", "Product", "components"]
+__all__ = ["Attention", "Ids", "Layer", "Ledger", "Product", "components"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -48,6 +48,24 @@ class Product:
     contraction: Ids | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One product of two activations, as the model's code asked for it.
+
+    Attributes:
+        module: innermost module that ran it.
+        scored: ids at the slots that it sums over, (heads, slots); None for none.
+        valued: ids at the slots whose tokens it mixes, likewise.
+        plain: whether heads are one axis before tokens and channels, on both sides, and no other
+            axis but that of the channels tells neurons apart.
+    """
+
+    module: str
+    scored: Ids | None = None
+    valued: Ids | None = None
+    plain: bool = True
+
+
 @dataclass(eq=False)
 class Ledger:
     """Everything that a walk through the graph finds out.
@@ -59,8 +77,10 @@ class Ledger:
         parameters: (parameter's name, ids), used per channel outside a module of its own kind.
         scores: ids of every QK^T, (heads, slots).
         values: ids of every attention times values, (heads, slots).
+        attentions: every product of two activations, in the order in which they run.
         ties: pairs of ids that must be kept or skipped together.
         sums: pairs of ids that an addition joins; they are ties too.
+        beside: layer of a branch -> the layer to whose outputs its own are added.
         taints: (ids, why they cannot be gated).
         shifts: (ids, operation under which a skipped neuron does not stay zero).
         products: the multiply-adds.
@@ -72,8 +92,10 @@ class Ledger:
     parameters: list[tuple[str, Ids]] = field(default_factory=list)
     scores: list[Ids] = field(default_factory=list)
     values: list[Ids] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
+    beside: dict[Layer, Layer] = field(default_factory=dict)
     taints: list[tuple[Ids, str]] = field(default_factory=list)
     shifts: list[tuple[Ids, str]] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dynprune.graph.slots import HeadSlots
+
 __all__ = ["Axis", "Channels", "GroupKind", "MacNode", "NeuronGroup"]
 
 MOST_CALLS = 64  # of one layer, that are believed of a record
@@ -28,11 +30,14 @@ class Channels:
             m is 1 for a plain linear, 2 where one neuron has a gate and an up row in a fused
             SwiGLU projection, and so on.
         size: length of the module's axis; positions that no group names are not gated.
+        beside: the layer to whose outputs those of this one are added, where it is a branch (a
+            low-rank adapter); None for a layer that makes its neurons by itself.
     """
 
     module: str
     index: Tensor
     size: int
+    beside: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -51,12 +56,13 @@ class Channels:
             start = int(column[0])
             run = torch.arange(start, start + len(column))
             columns.append(start if torch.equal(column, run) else column.tolist())
-        return {
+        record: dict[str, Any] = {
             "module": self.module,
             "size": self.size,
             "neurons": len(self.index),
             "index": columns,
         }
+        return record if self.beside is None else {**record, "beside": self.beside}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Channels":
@@ -71,7 +77,7 @@ class Channels:
             else torch.tensor(column, dtype=torch.int64)
             for column in record["index"]
         ]
-        return cls(record["module"], torch.stack(columns, 1), size)
+        return cls(record["module"], torch.stack(columns, 1), size, record.get("beside"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +99,8 @@ class NeuronGroup:
             path without a module of their own kind; where there are any the group cannot be
             narrowed, only scattered.
         causal: whether the neurons are made for tokens that must not see the future.
+        slots: where the neurons stand in the products of attention, where every head is alike; not
+            written down with the group.
     """
 
     name: str
@@ -105,6 +113,7 @@ class NeuronGroup:
     reason: str | None = None
     parameters: tuple[str, ...] = ()
     causal: bool = False
+    slots: HeadSlots | None = None
 
     @property
     def modules(self) -> list[str]:

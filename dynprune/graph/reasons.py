@@ -97,12 +97,23 @@ def reasons_of(group: NeuronGroup, history: History, uneven: str | None) -> list
             reasons.append(f"queries or keys that {history.read[0].module} reads as well")
         if history.valued:
             reasons.append("queries or keys that are values as well")
-        if history.shifts:
-            what = history.shifts[0]
+        if shifts := _shifts_unhidden(group, history):
+            what = shifts[0]
             reasons.append(f"a skipped query or key would not stay zero: {what}")
     if group.neurons < 2:
         reasons.append("its channels are all tied into one neuron")
     return reasons + _order_reasons(group)
+
+
+def _shifts_unhidden(group: NeuronGroup, history: History) -> list[str]:
+    """Return what moves zero away from skipped queries and keys, with no layer to hide them behind.
+
+    Batch norms and depthwise convolutions behind all queries and all keys are such layers.
+    """
+    carried = sum(channels.index.shape[1] for channels in group.carriers)
+    made = sum(channels.index.shape[1] for channels in group.producers)
+    hidden = {f"the bias of {module}" for module in history.carried} if carried == made else set()
+    return [what for what in history.shifts if what not in hidden]
 
 
 def _order_reasons(group: NeuronGroup) -> list[str]:

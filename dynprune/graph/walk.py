@@ -63,12 +63,14 @@ class Walk:
 
     Attributes:
         ledger: what was found.
+        runs: layer -> every node that runs it, with the node of its input.
     """
 
     def __init__(self, trace: Trace, rules: Mapping[str, Rule]) -> None:
         self.trace = trace
         self.rules = rules
         self.ledger = Ledger()
+        self.runs: dict[Layer, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
         self._labels: dict[fx.Node, Labels] = {}
         self._names: dict[fx.Node, tuple[str, ...]] = dict(trace.names)
         self._holders: dict[tuple[str, ...], list[fx.Node]] = defaultdict(list)
@@ -120,6 +122,12 @@ class Walk:
         while node.op == "call_function" and operation(node) in _COPIES:
             node = node.args[0]  # type: ignore[assignment]
         return self.trace.values.get(node)
+
+    def origin(self, node: fx.Node) -> fx.Node:
+        """The value that a node is a copy of."""
+        while node.op == "call_function" and operation(node) in _COPIES | {"dropout"}:
+            node = node.args[0]  # type: ignore[assignment]
+        return node
 
     def names(self, node: Any) -> tuple[str, ...]:
         """All names of a parameter or buffer, seen through casts."""
@@ -246,6 +254,7 @@ class Walk:
 
     def _graph(self, module: fx.GraphModule, operands: list[Any]) -> list[Tensor | None]:
         last_use: dict[fx.Node, fx.Node] = {}
+        idle = _idle(module.graph)
         for node in module.graph.nodes:
             for used in node.all_input_nodes:
                 last_use[used] = node
@@ -267,7 +276,7 @@ class Walk:
                     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
                     return [self.labels(out) for out in outputs]
                 self.spoil(node.all_input_nodes, RETURNED)
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node not in idle:
                 if any(used in self._from_data for used in node.all_input_nodes):
                     self._from_data.add(node)
                 self._labels[node] = self._step(module, node)
@@ -314,6 +323,17 @@ class Walk:
                 if isinstance(nested, fx.GraphModule) and place + 1 < len(node.args):
                     return nested, list(node.args[place + 1 :])
         return None
+
+
+def _idle(graph: fx.Graph) -> set[fx.Node]:
+    """Return the operations whose results nobody uses, and which change nothing."""
+    idle: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        pure = node.op == "call_function" and schema is not None and not schema.is_mutable
+        if pure and idle.issuperset(node.users):
+            idle.add(node)
+    return idle
 
 
 def _kept(labels: Tensor | None) -> Tensor | None:

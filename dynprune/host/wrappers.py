@@ -1,10 +1,15 @@
 """Find the model inside what wraps it for several devices or a compiler, or say what to do."""
 
+import sys
+from typing import TYPE_CHECKING, TypeGuard
+
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.nn.parameter import is_lazy
 
 from dynprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch._dynamo import OptimizedModule
 
 __all__ = ["check_whole", "unwrapped"]
 
@@ -22,7 +27,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         UsageError: what wraps it holds shards or adapters; the message says what to pass.
     """
     while True:
-        if isinstance(model, OptimizedModule):
+        if _is_compiled(model):
             model = model._orig_mod
         elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -70,3 +75,9 @@ def check_whole(model: nn.Module) -> None:
             f"{kind} has parameters on the meta device ({', '.join(absent[:3])}): their numbers "
             "are not in memory. Load the whole model onto one device first, with no offloading."
         )
+
+
+def _is_compiled(model: nn.Module) -> "TypeGuard[OptimizedModule]":
+    """Tell a wrapper of `torch.compile`; where its package was not imported, there is none."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)

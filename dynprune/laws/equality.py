@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dynprune.example import Example
 from dynprune.gate import gates, set_execution, set_prune_ratio
+from dynprune.gate.route import has_experts
 from dynprune.laws.calls import floats, resized
 from dynprune.laws.judge import differences
 from dynprune.laws.subject import Case, NotTriedError, Subject, answer
@@ -197,12 +198,19 @@ def _at(
 
 
 def _require_plain_values(subject: Subject) -> None:
+    if has_experts(subject.model):
+        raise NotTriedError("the model has experts, each with neurons and consumers of its own")
     if values_are_trained(subject.model):
         raise NotTriedError("the gates were trained: kept neurons carry values that they learned")
 
 
 def values_are_trained(model: nn.Module) -> bool:
-    """Whether neurons carry learned values, so that a gate is no plain choice of neurons."""
+    """Whether neurons carry learned values, so that a gate is no plain choice of neurons.
+
+    Those of experts do: with nothing skipped there is no dense model left in them.
+    """
+    if has_experts(model):
+        return True
     for gate in gates(model).values():
         beta = getattr(gate, "beta", None)
         if gate.config.mode == "value" and isinstance(beta, Tensor):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dynprune.laws import batches, calling, equality, sequences, weights, wrapping, written
+from dynprune.laws import batches, calling, equality, experts, sequences, weights, wrapping, written
 from dynprune.laws.judge import Law
 
 __all__ = ["EXPORT_LAWS", "LAWS"]
@@ -10,6 +10,7 @@ __all__ = ["EXPORT_LAWS", "LAWS"]
 LAWS: Mapping[str, Law] = {
     "nothing skipped equals dense": equality.nothing_skipped,
     "compact equals masked": equality.compact_equals_masked,
+    "experts equal plain layers": experts.experts_are_plain,
     "another size": equality.another_size,
     "more outputs": equality.more_outputs,
     "rows alone": batches.rows_alone,

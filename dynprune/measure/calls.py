@@ -1,12 +1,13 @@
-"""Pictures of a data set as calls of a model, each made when it is asked for."""
+"""Samples of a data set as calls of a model, each made when it is asked for."""
 
 from collections.abc import Sequence
 from typing import overload
 
 from dynprune.data import Preprocessing, SegmentationData
 from dynprune.example import Example
+from dynprune.tasks.task import Task, spread_over
 
-__all__ = ["PictureCalls", "spread"]
+__all__ = ["PictureCalls", "TaskCalls", "spread"]
 
 
 class PictureCalls(Sequence[Example]):
@@ -51,3 +52,36 @@ def spread(data: SegmentationData, count: int | None) -> SegmentationData:
     if count is None or count >= len(data):
         return data
     return data.subset([position * len(data) // count for position in range(count)])
+
+
+class TaskCalls(Sequence[Example]):
+    """One call a sample of any task, evenly over its data; nothing is kept.
+
+    Args:
+        task: whose samples are called.
+        count: of the samples; all of them where None or more than there are.
+        device: where the model is.
+    """
+
+    def __init__(self, task: Task, count: int | None = None, *, device: str = "cpu") -> None:
+        self.task, self.device = task, device
+        self.indices = list(spread_over(len(task), len(task) if count is None else count))
+
+    @property
+    def names(self) -> list[str]:
+        """The name of every sample."""
+        return [self.task.names[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.task.call(self.indices[index], self.device)

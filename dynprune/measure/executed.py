@@ -176,6 +176,8 @@ FORMULAS: Mapping[str, Formula] = {
     "_addmm_activation": _product(1),
     "baddbmm": _product(1),
     "baddbmm_": _product(1),
+    "_grouped_mm": lambda args, out: out.numel() * args[0].shape[-1],
+    "dynprune::sorted_product": _linear,
     "addmv": _product(1),
     "addbmm": lambda args, out: out.numel() * args[1].shape[0] * args[1].shape[-1],
     "linear": _linear,

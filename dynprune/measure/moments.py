@@ -21,7 +21,15 @@ from dynprune.host.modes import at_inference
 from dynprune.host.progress import reported
 from dynprune.host.trial import Snapshot
 
-__all__ = ["NeuronMoments", "dense_function", "measure", "ports_of", "weight_norm"]
+__all__ = [
+    "NeuronMoments",
+    "dense_function",
+    "measure",
+    "neurons_at",
+    "ports_of",
+    "reach_of",
+    "weight_norm",
+]
 
 
 @dataclass
@@ -32,7 +40,7 @@ class NeuronMoments:
         first: (n, neurons) mean over the tokens, at the consumer's input (keys for ``qk``).
         second: (n, neurons) mean of squares, likewise.
         queries: (n, neurons) mean of squares of the queries; None except for ``qk``.
-        summaries: (n, features) pooled inputs of the gate.
+        summaries: (n, features) pooled inputs of the gate; none where every token chooses.
         reach: (neurons,) norm of each neuron's columns in its consumers; ones for ``qk``.
     """
 
@@ -75,7 +83,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
     by_members = {gate.members: name for name, gate in gates(model).items()}
 
     def summarise(seen: Observation) -> None:
-        if (name := by_members.get(seen.neurons)) is not None:
+        if (name := by_members.get(seen.neurons)) is not None and not seen.neurons.per_token:
             pool = gates(model)[name].config.pool
             tallies[name].summaries.append(pool_tokens(seen.tokens, pool, seen.real))
 
@@ -100,7 +108,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
             second=torch.cat(tally.second),
             queries=torch.cat(tally.queries) if tally.queries else None,
             summaries=torch.cat(tally.summaries or [torch.empty(0)]),
-            reach=_reach(model, gates(model)[name]),
+            reach=reach_of(model, gates(model)[name]),
         )
         for name, tally in tallies.items()
     }
@@ -125,7 +133,7 @@ def dense_function(model: nn.Module) -> Iterator[None]:
 def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
     handles = []
     if gate.kind == "qk":
-        ports = ports_of(model, gate, "makes")
+        ports = [found for found in ports_of(model, gate, "makes") if not found[1].beside]
         for (layer, port), column, into in (
             (ports[0], 0, tally.queries),
             (ports[-1], -1, None),
@@ -139,7 +147,7 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
                 column: int = column,
                 into: list[Tensor] | None = into,
             ) -> None:
-                tokens = _neurons(module, y, port, gate)[..., column]
+                tokens = neurons_at(module, y, port, gate)[..., column]
                 if into is not None:
                     into.append(_over_tokens(tokens.square(), gate))
                 else:
@@ -151,7 +159,7 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
         layer, port = ports_of(model, gate, "reads")[0]
 
         def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
-            tokens = _neurons(module, args[0], port, gate)
+            tokens = neurons_at(module, args[0], port, gate)
             tally.first.append(_over_tokens(tokens.mean(3), gate))
             tally.second.append(_over_tokens(tokens.square().sum(3), gate))
 
@@ -163,11 +171,14 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
             handle.remove()
 
 
-def _neurons(layer: DynamicLinear, x: Tensor, port: Binding, gate: NeuronGate) -> Tensor:
+def neurons_at(layer: DynamicLinear, x: Tensor, port: Binding, gate: NeuronGate) -> Tensor:
     """Return (B, T, neurons, m): a layer's input or output, neuron by neuron."""
     if layer.layout == "pointwise":
         x = x.movedim(1, -1)
-    batch = gate.members.scope.current().selection(gate.members).batch
+    call = gate.members.scope.current()
+    batch = call.selection(gate.members).batch
+    if gate.per_token:
+        batch = call.instances if gate.layout.folded else x.shape[gate.layout.axis]
     tokens = to_instances(x, batch, gate.layout)
     return tokens[..., None] if port.index is None else tokens[..., getattr(layer, port.index)]
 
@@ -200,7 +211,8 @@ def weight_norm(layer: DynamicLinear, port: Binding, dim: int) -> Tensor:
     return square.sqrt()
 
 
-def _reach(model: nn.Module, gate: NeuronGate) -> Tensor:
+def reach_of(model: nn.Module, gate: NeuronGate) -> Tensor:
+    """Return (neurons,): norm of each neuron's columns in its consumers; ones for ``qk``."""
     if gate.kind == "qk":
         return torch.ones_like(gate.prior)
     norms = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]

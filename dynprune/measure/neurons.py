@@ -59,7 +59,8 @@ class GroupNeurons:
         median: (neurons,) energy, over the images.
         low: (neurons,) fifth percentile of the energy.
         high: (neurons,) 95th percentile of the energy.
-        firing_rate: (neurons,) share of the images for which the gate keeps the neuron.
+        firing_rate: (neurons,) share of the images, or of all tokens where each chooses for itself,
+            for which the gate keeps the neuron.
         types: (neurons,) 0, 1 or 2 for the types I, II and III, see `neuron_types`.
         overlap: of the sets that two images keep; None of a single image.
     """
@@ -201,7 +202,7 @@ def neuron_report(
             GroupNeurons(
                 name=name,
                 kind=gate.kind,
-                kept=int(kept[0].sum()),
+                kept=round(float(kept[0].sum())),
                 median=median,
                 low=low,
                 high=high,
@@ -238,7 +239,7 @@ def neuron_types(median: Tensor, spread: Tensor) -> Tensor:
 
 
 def _kept_sets(model: nn.Module, calls: Sequence[Example], tell: Progress) -> dict[str, Tensor]:
-    """Run compactly; give each group's (images, neurons) ones and zeros."""
+    """Run compactly; give each group's (images, neurons) ones and zeros, or shares of tokens."""
     found: dict[str, list[Tensor]] = {name: [] for name in gates(model)}
     requested = {name: gate.requested for name, gate in gates(model).items()}
     try:
@@ -248,7 +249,10 @@ def _kept_sets(model: nn.Module, calls: Sequence[Example], tell: Progress) -> di
                 with recording() as seen:
                     call.run(model)
                 for name, (observation,) in seen.items():
-                    found[name].append(observation.selection.keep)
+                    keep = observation.selection.keep
+                    if observation.neurons.per_token:  # the share of an image's tokens
+                        keep = keep.unflatten(0, (call.batch, -1)).mean(1)
+                    found[name].append(keep)
                 tell(index + 1, 2 * len(calls))
     finally:
         for name, gate in gates(model).items():

@@ -15,7 +15,7 @@ from dynprune.errors import RecipeError
 from dynprune.gate import GroupPlan, gates
 from dynprune.models.provenance import Provenance
 from dynprune.recipe.source import dump_yaml, parse_yaml
-from dynprune.rewrite.cuts import fixed_groups
+from dynprune.rewrite.cuts import expert_groups, fixed_groups
 
 __all__ = ["model_card"]
 
@@ -64,8 +64,11 @@ def model_card(
     """
     name = Path(provenance.name).name or provenance.name
     fixed = fixed_groups(provenance.rewrites)
-    title = f"{name}, dynamically pruned" if plans else f"{name}, pruned" if fixed else name
-    parts = [f"---\n{dump_yaml(_front(provenance, bool(plans)))}---\n", f"# {title}\n"]
+    routed = expert_groups(provenance.rewrites)
+    title = (
+        f"{name}, dynamically pruned" if plans or routed else f"{name}, pruned" if fixed else name
+    )
+    parts = [f"---\n{dump_yaml(_front(provenance, bool(plans or routed)))}---\n", f"# {title}\n"]
     if plans:
         kept = [gate.keep_ratio for gate in gates(model).values()]
         share = f"{1 - sum(kept) / len(kept):.0%}" if kept else "none"
@@ -80,6 +83,13 @@ def model_card(
             f"[dynprune](https://pypi.org/project/dynprune/) removed neurons of `{name}` for good: "
             f"{1 - sum(kept) / len(kept):.0%} on average over {len(fixed)} groups. Its layers are "
             "plain and narrow, the same for every input.\n"
+        )
+    if routed:
+        kept = [len(group["sets"][0]) / group["neurons"] for group in routed]
+        parts.append(
+            f"[dynprune](https://pypi.org/project/dynprune/) gave {len(routed)} hidden layers of "
+            f"`{name}` experts: every input, or every token, computes one of a few sets of "
+            f"neurons, {sum(kept) / len(kept):.0%} of the layer on average.\n"
         )
     rows = "\n".join(f"| {key} | {value} |" for key, value in _rows(model, plans, scores, steps))
     parts.append(f"| | |\n|---|---|\n{rows}\n")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dynprune.errors import InputError, UsageError
+from dynprune.example import Example
 from dynprune.models.inputs import carried_example, example_of
 from dynprune.models.manifest import MANIFEST
 from dynprune.models.pretrained import load_pretrained, read_configuration
@@ -41,6 +42,7 @@ def load_model(
     input_shape: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    example: Example | None = None,
 ) -> LoadedModel:
     """Load a model by name.
 
@@ -56,18 +58,20 @@ def load_model(
         input_shape: shape of the example call; by default the model's own configuration tells.
         device: where the model and its example go.
         seed: of random weights.
+        example: a call of the model, where one is at hand; else one is made up, or the model's own.
 
     Raises:
         InputError: if there is no such model, or its weights are missing or damaged.
         UsageError: if the arguments cannot be meant together.
     """
     found = _find(name, weights, architecture, config, seed)
-    carried = carried_example(found.module)
-    shape = input_shape or (found.input_shape if carried is None else None)
-    example = example_of(found.module, shape).to(device)
+    if example is None:
+        carried = carried_example(found.module)
+        shape = input_shape or (found.input_shape if carried is None else None)
+        example = example_of(found.module, shape)
     return LoadedModel(
         module=found.module.to(device).eval(),
-        example=example,
+        example=example.to(device),
         source=found.source,
         classes=found.classes,
         name=name or architecture or type(found.module).__name__,

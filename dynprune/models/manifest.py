@@ -44,6 +44,7 @@ class _Channels(_Strict):
     neurons: int
     size: int
     index: list[int | list[int]]
+    beside: str | None = None
 
 
 class _Group(_Strict):
@@ -59,6 +60,15 @@ class _Group(_Strict):
     causal: bool
 
 
+class _Products(_Strict):
+    host: str
+    products: int
+    places: list[int]
+    width: int
+    index: list[list[int]]
+    heads: list[int]
+
+
 class _Plan(_Strict):
     group: _Group
     config: dict[str, Any]
@@ -66,6 +76,7 @@ class _Plan(_Strict):
     reason: str | None
     layout: dict[str, Any]
     heads: list[dict[str, Any]]
+    products: _Products | None = None
 
 
 class Manifest(_Strict):

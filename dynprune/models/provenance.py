@@ -11,7 +11,7 @@ from torch import nn
 from dynprune.models.processor import processor_beside
 from dynprune.models.source import ModelSource, source_of
 from dynprune.rewrite import Rewrite
-from dynprune.rewrite.cuts import fixed_groups
+from dynprune.rewrite.cuts import expert_groups, fixed_groups
 
 __all__ = [
     "Provenance",
@@ -98,5 +98,6 @@ def records_of(model: nn.Module) -> tuple[Rewrite, ...]:
 
 
 def is_fixed(model: nn.Module) -> bool:
-    """Whether groups of a model keep one set of neurons for every input, the rest removed."""
-    return bool(fixed_groups(records_of(model)))
+    """Whether groups of a model keep one set of neurons for every input, or have experts."""
+    records = records_of(model)
+    return bool(fixed_groups(records) or expert_groups(records))

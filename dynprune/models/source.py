@@ -1,10 +1,6 @@
 """Where a model's architecture comes from, and how it is built again."""
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +9,7 @@ from torch import nn
 from dynprune.errors import InputError, UsageError
 from dynprune.example import Example
 from dynprune.host.chance import seeded
+from dynprune.host.imports import import_function, working_directory_on_path
 from dynprune.host.wrappers import unwrapped
 from dynprune.models.pretrained import (
     build_architecture,
@@ -151,41 +148,12 @@ def classes_of(model: nn.Module) -> tuple[str, ...]:
 
 def run_factory(factory: str) -> nn.Module:
     """Import and call ``module:function``; the working directory counts as on the path."""
-    module_name, _, attribute = factory.partition(":")
-    with _working_directory_on_path():
-        try:
-            function: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"{factory}: no module {error.name!r}; it is looked for in the working directory "
-                "and in the installed packages"
-            ) from error
-        except Exception as error:  # the user's own code: whatever it raises is the answer
-            raise InputError(
-                f"{factory}: importing {module_name} raised {type(error).__name__}: {error}"
-            ) from error
-        for part in attribute.split("."):
-            function = getattr(function, part, None)
-        if not callable(function):
-            raise InputError(f"{factory}: {module_name} has no function {attribute!r}")
+    function = import_function(factory)
+    with working_directory_on_path():
         try:
             model = function()
-        except Exception as error:  # as above
+        except Exception as error:  # the user's own code: whatever it raises is the answer
             raise InputError(f"{factory} raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{factory} returned {type(model).__name__}; it must return an nn.Module")
     return unwrapped(model).eval()
-
-
-@contextmanager
-def _working_directory_on_path() -> Iterator[None]:
-    here = os.getcwd()
-    if here in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)

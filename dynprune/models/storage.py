@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
@@ -18,6 +18,8 @@ from torch import nn
 from dynprune.errors import DynpruneError, InputError, OutputError, UsageError
 from dynprune.files import written_directory
 from dynprune.gate import GroupPlan, attached, fold_means, gates, inject, is_gated
+from dynprune.gate.expert_record import experts_again
+from dynprune.gate.expert_rows import rows_in_place, shared_rows, spread_rows, stacks
 from dynprune.gate.predictor import PredictorFactory
 from dynprune.models.card import model_card
 from dynprune.models.declared import check_numbers, first_line, read_header
@@ -26,6 +28,7 @@ from dynprune.models.processor import PROCESSOR_FILE, read_processor_file
 from dynprune.models.provenance import Provenance, provenance_of, set_provenance, without_place
 from dynprune.models.source import ModelSource, build
 from dynprune.rewrite import Rewrite, reapply
+from dynprune.rewrite.cuts import PUT_EXPERTS
 
 __all__ = ["environment", "load", "save", "write_model"]
 
@@ -101,7 +104,8 @@ def write_model(
         **_types(model),
         "versions": _versions(),
     }
-    save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
+    with rows_in_place(model, shared_rows(model)):
+        save_weights(model, str(directory / WEIGHTS), metadata={"format": "pt"})
     (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
     _write_json(directory / MANIFEST, sealed(manifest))
     _write_json(directory / "environment.json", environment())
@@ -153,7 +157,8 @@ def load(
         ratios = {str(name): float(r) for name, r in manifest["prune_ratios"].items()}
         most = 4 * header.elements + _SLACK
         model = build(provenance.source, factory=factory, most=most)
-        reapply(model, provenance.rewrites)
+        reapply(model, [r for r in provenance.rewrites if r.name != PUT_EXPERTS])
+        experts_again(model, provenance.rewrites)
         if plans:
             inject(model, plans)
             for name, ratio in ratios.items():
@@ -271,7 +276,10 @@ def _read_provenance(manifest: Mapping[str, Any], directory: Path) -> Provenance
 
 def _load_weights(model: nn.Module, path: Path) -> None:
     try:
-        missing, unexpected = load_weights(model, str(path), strict=False)
+        rows = _rows_once(model, path)
+        with rows_in_place(model, rows):
+            missing, unexpected = load_weights(model, str(path), strict=False)
+        spread_rows(model, rows)
         if unexpected or any(not name.endswith(OFFSET) for name in missing):
             raise RuntimeError(f"its tensors are not the model's: {[*missing, *unexpected][:3]}")
         if missing:  # files of earlier versions hold the means alone
@@ -282,6 +290,20 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             f"{path} is damaged or belongs to another model: {first[:200]}. "
             "Copy the directory again, or write it again with dynprune apply."
         ) from error
+
+
+def _rows_once(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    """Return room for the rows that a file holds once for all experts that share them."""
+    room = {}
+    with safe_open(str(path), framework="pt") as file:
+        named = set(file.keys())
+        for name, index in stacks(model).items():
+            stack, shape = model.get_parameter(name), None
+            if name in named:
+                shape = tuple(file.get_slice(name).get_shape())
+            if shape == (len(index.unique()), *stack.shape[2:]):
+                room[name] = stack.detach().new_empty(shape)
+    return room
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:

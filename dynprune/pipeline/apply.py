@@ -11,7 +11,7 @@ from dynprune.errors import UsageError
 from dynprune.example import Example
 from dynprune.gate import attached, is_gated, remove
 from dynprune.gate.config import Importance
-from dynprune.gate.fixed import fix_gates
+from dynprune.gate.forms import put_forms
 from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Rule, find_groups
 from dynprune.laws import note_dense
@@ -19,9 +19,11 @@ from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, 
 from dynprune.models.provenance import without_place
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.pipeline.check import require_laws
+from dynprune.pipeline.experts import ExpertPlan, plan_experts, record_of_choice
 from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.planning.refit import refit_consumers
 from dynprune.planning.removal import drop_dead
+from dynprune.planning.sequential import refit_in_sequence
 from dynprune.planning.session import Aims, gate_in_one_pass
 from dynprune.recipe import Recipe, dump_recipe
 from dynprune.rewrite import Rewrite, count_made, rewrite, undo
@@ -55,7 +57,8 @@ def apply_recipe(
 
     Returns:
         ``loaded.module`` in eval mode, gated; with ``apply.gate.choose: fixed`` it has narrow plain
-        layers and no gates. Where anything fails it is as it was.
+        layers and no gates, with ``experts`` or ``auto`` such layers and experts. Where
+        anything fails it is as it was.
 
     Raises:
         NoMatchError: where a target matches nothing, or no group at all can be gated.
@@ -69,7 +72,8 @@ def apply_recipe(
     refuse_fixed(records_of(model))
     calibration = None if calibration is None else list(calibration)
     made = count_made(model)
-    fixes = recipe.apply.gate.choose == "fixed"
+    choose = recipe.apply.gate.choose
+    fixes = choose != "neurons"
     try:
         removed = _without_dead(loaded, recipe, calibration or (), rules)
         note = note_dense(model, loaded.example)
@@ -96,13 +100,15 @@ def apply_recipe(
             seed=recipe.runtime.seed,
         )
         require_laws(model, note, whole=True)
-        refitted = 0
-        if calibration is not None and informed and recipe.apply.calibration.refit:
-            refitted = refit_consumers(model, calibration)  # changes what is dense
-            logger.info("Refitted %d layers that read gated neurons.", refitted)
+        plan = ExpertPlan()
+        if choose in ("experts", "auto"):
+            plan = plan_experts(model, loaded.example, recipe.apply.gate, calibration)
+        refitted = _refit(model, recipe, calibration, plan)
+        if refitted:
             require_laws(model, note, whole=False)
         if fixes:
-            rewrites.append(fix_gates(model, loaded.example)[0])
+            rewrites += put_forms(model, loaded.example, plan.settled())[0]
+            rewrites += record_of_choice(plan.bought)
     except BaseException:
         _take_back(model, made, untrained=True)
         raise
@@ -122,6 +128,26 @@ def apply_recipe(
     return model.eval()
 
 
+def _refit(
+    model: nn.Module, recipe: Recipe, calls: Sequence[Example] | None, plan: ExpertPlan
+) -> int:
+    """Refit what reads the neurons where the recipe or the experts ask for it, in place.
+
+    Returns:
+        The layers that were refitted: what is dense has changed where there are any.
+    """
+    apply = recipe.apply
+    refit = apply.calibration.refit or bool(plan.bought)
+    if calls is None or apply.gate.start != "informed" or not refit:
+        return 0
+    if refit == "sequential":
+        refitted = refit_in_sequence(model, calls, seats=plan.seats).layers
+    else:
+        refitted = refit_consumers(model, calls)
+    logger.info("Refitted %d layers that read gated neurons.", refitted)
+    return refitted
+
+
 def _check_own(
     recipe: Recipe,
     calibration: Iterable[Example] | None,
@@ -135,10 +161,18 @@ def _check_own(
             "importance reads what neurons do on inputs, and none are measured: give calibration, "
             "and a recipe with apply.gate.start: informed"
         )
-    if predictor is not None and gate.order != "dynamic":
+    if importance is not None and gate.predict != "low-rank":
         raise UsageError(
-            f"predictor would not be asked: the recipe has apply.gate.order: {gate.order}"
+            "importance would not be asked: the recipe has apply.gate.predict: "
+            f"{gate.predict}, which orders neurons by what they are expected to be"
         )
+    if predictor is not None and gate.predict != "low-rank":
+        raise UsageError(
+            f"predictor would not be asked: the recipe has apply.gate.predict: {gate.predict}"
+        )
+    if predictor is not None and (gate.order != "dynamic" or gate.choose != "neurons"):
+        what = f"order: {gate.order}" if gate.choose == "neurons" else f"choose: {gate.choose}"
+        raise UsageError(f"predictor would not be asked: the recipe has apply.gate.{what}")
 
 
 def _without_dead(

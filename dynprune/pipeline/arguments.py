@@ -13,6 +13,7 @@ from dynprune.distill import AdamW, Execution, LossTerm, Penalty, Reporting, Sta
 from dynprune.distill.schedule import LearningRate, PruneSchedule
 from dynprune.errors import NoMatchError, RecipeError
 from dynprune.gate import GateConfig
+from dynprune.gate.config import Grain
 from dynprune.graph.neurons import NeuronGroup
 from dynprune.pipeline.pictures import preprocessing_of
 from dynprune.recipe.pruning import Target
@@ -186,16 +187,19 @@ def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, Gat
             ratio = 1.0 - target.keep_ratio
         for group in found:
             if group.name not in ignored:
-                chosen.setdefault(group.name, _gate_config(recipe, ratio))
+                chosen.setdefault(group.name, _gate_config(recipe, ratio, target.grain))
     if lonely:
         raise NoMatchError(_explain(lonely, groups))
     return {group.name: chosen[group.name] for group in groups if group.name in chosen}
 
 
-def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
+def _gate_config(recipe: Recipe, prune_ratio: float, grain: Grain | None) -> GateConfig:
     gate = recipe.apply.gate
+    grain = grain or gate.grain or "instance"
+    if gate.choose != "neurons":  # experts choose their own
+        grain = "instance"
     order = gate.order
-    if gate.choose == "fixed" and order == "dynamic":
+    if gate.choose != "neurons" and order == "dynamic":
         order = "fixed"
     return GateConfig(
         prune_ratio=prune_ratio,
@@ -208,6 +212,8 @@ def _gate_config(recipe: Recipe, prune_ratio: float) -> GateConfig:
         compensation=gate.compensation,
         order=order,
         masked=gate.masked,
+        grain=grain,
+        predict=gate.predict if grain == "token" else "low-rank",
     )
 
 

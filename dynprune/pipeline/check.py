@@ -15,6 +15,7 @@ from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import DynpruneError, InputError, LawError, UsageError
 from dynprune.example import Example
 from dynprune.gate import is_gated, remove
+from dynprune.gate.route import has_experts
 from dynprune.host.modes import at_inference
 from dynprune.laws import (
     EXPORT_LAWS,
@@ -27,6 +28,7 @@ from dynprune.laws import (
     judge,
 )
 from dynprune.laws.subject import answer
+from dynprune.measure.macs import without_gates
 from dynprune.models import LoadedModel, build, provenance_of
 from dynprune.rewrite import undo
 
@@ -119,8 +121,11 @@ def require_laws(model: nn.Module, note: DenseNote, *, whole: bool) -> None:
 
 
 def dense_form(model: nn.Module) -> nn.Module:
-    """Return a copy of a model without gates and rewrites, with the weights that it has now."""
-    dense = copy.deepcopy(model)
+    """Return a copy of a model without gates and rewrites, with the weights that it has now.
+
+    Of a model with experts it has the dense sizes, and weights of their neurons.
+    """
+    dense = without_gates(model) if has_experts(model) else copy.deepcopy(model)
     if is_gated(dense):
         remove(dense)
     undo(dense)

@@ -12,7 +12,7 @@ from dynprune.models import LoadedModel, records_of
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.recipe import Recipe
 from dynprune.rewrite import UNPACK_ATTENTION, Rewrite, count_made, rewrite, undo
-from dynprune.rewrite.cuts import fixed_groups
+from dynprune.rewrite.cuts import expert_groups, fixed_groups
 
 __all__ = ["Inspection", "inspect_model"]
 
@@ -75,7 +75,7 @@ def inspect_model(
     model = loaded.module
     if is_gated(model):
         return Inspection(loaded.name, attached(model).plans, 0.0, ("the model is gated",))
-    fixed = fixed_groups(records_of(model))
+    fixed, routed = fixed_groups(records_of(model)), expert_groups(records_of(model))
     made = count_made(model)
     try:
         # Nothing is kept, so the proof may run on less.
@@ -90,7 +90,12 @@ def inspect_model(
         plans = plan_groups(model, loaded.example, grouping.groups, configs, small=small)
     finally:
         undo(model, made)
-    notes = (*_notes_of_fixed(fixed), *_notes_of(records), *grouping.notes)
+    notes = (
+        *_notes_of_fixed(fixed),
+        *_notes_of_experts(routed),
+        *_notes_of(records),
+        *grouping.notes,
+    )
     return Inspection(loaded.name, tuple(plans), grouping.seconds, notes)
 
 
@@ -102,6 +107,19 @@ def _notes_of_fixed(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield (
             f"{len(groups)} groups are fixed: {kept} of {every} neurons are left, the others were "
             "removed from their layers for good"
+        )
+
+
+def _notes_of_experts(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Say which groups have experts, and how many."""
+    for group in groups:
+        sets = group["sets"]
+        shared = len(set.intersection(*map(set, sets)))
+        every = len(set.union(*map(set, sets)))
+        yield (
+            f"{group['name']} has {len(sets)} experts of {len(sets[0])} of {group['neurons']} "
+            f"neurons, chosen by each {group['grain']}: {shared} are in every one (type I), "
+            f"{every - shared} in some (II), {group['neurons'] - every} in none (III)"
         )
 
 

@@ -18,11 +18,18 @@ from dynprune.data import (
     Resize,
     read_processor,
 )
+from dynprune.data.processor import center_crop_of
 from dynprune.errors import UsageError
 from dynprune.models import LoadedModel, provenance_of
 from dynprune.recipe import Recipe
 
-__all__ = ["PictureRules", "picture_rules", "preprocessing_of", "processor_of"]
+__all__ = [
+    "PictureRules",
+    "picture_rules",
+    "preprocessing_of",
+    "processor_of",
+    "whole_picture_rules",
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class PictureRules:
         followed: whether the model's own processor said any of it.
         not_followed: what it says and nobody carries out.
         notes: sentences for the user.
+        labelled: whether there are label maps, whose values are told too.
     """
 
     preprocessing: Preprocessing
@@ -42,11 +50,16 @@ class PictureRules:
     followed: bool
     not_followed: tuple[str, ...]
     notes: tuple[str, ...]
+    labelled: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the rules as plain values."""
+        followed = PROCESSOR_FILE if self.followed else None
+        if not self.labelled:
+            told = {"not_followed": list(self.not_followed)}
+            return {"from": followed, **self.preprocessing.to_json(), **told}
         return {
-            "from": PROCESSOR_FILE if self.followed else None,
+            "from": followed,
             **self.preprocessing.to_json(),
             "reduce_labels": self.values.reduce,
             "ignore_index": sorted({VOID, *self.values.ignore}),
@@ -94,6 +107,43 @@ def picture_rules(recipe: Recipe | None, loaded: LoadedModel) -> PictureRules:
     return PictureRules(preprocessing, values, processor is not None, not_followed, tuple(notes))
 
 
+def whole_picture_rules(recipe: Recipe | None, loaded: LoadedModel) -> PictureRules:
+    """Settle how pictures go into a model that says one thing of the whole picture.
+
+    The middle is cut out where the processor does so. Where nobody says a size, it is that of the
+    model's example.
+
+    Args:
+        recipe: goes first, in every key that it says.
+        loaded: the model; its image processor goes second.
+
+    Raises:
+        InputError: if the processor's settings cannot be meant, or cannot be followed.
+    """
+    own = _read(loaded.processor)
+    preprocessing = preprocessing_of(recipe, loaded.processor)
+    said = None if recipe is None else recipe.data
+    notes = []
+    if said is None or said.resize is None:
+        crop = None if loaded.processor is None else center_crop_of(loaded.processor)
+        preprocessing = replace(preprocessing, crop=crop)
+    if own is not None:
+        notes.append(_tell(loaded, own, preprocessing, reduce=own.reduce_labels, whole=True))
+    sizes = [tuple(t.shape[-2:]) for t in loaded.example.tensors if t.dim() == 4]
+    if preprocessing.resize is None and (said is None or said.resize is None) and sizes:
+        height, width = sizes[0]
+        preprocessing = replace(preprocessing, resize=Resize(height=height, width=width))
+        notes.append(
+            f"nothing says how large pictures are to be: they go into {loaded.name} at "
+            f"{width}x{height} pixels, {preprocessing.describe().split(', at')[0]}; data.resize, "
+            "data.mean and data.std in a recipe change it"
+        )
+    not_followed = () if own is None else _but_for_crop(own.not_followed)
+    return PictureRules(
+        preprocessing, LabelValues(), own is not None, not_followed, tuple(notes), labelled=False
+    )
+
+
 def preprocessing_of(
     recipe: Recipe | None, processor: Mapping[str, Any] | None = None
 ) -> Preprocessing:
@@ -139,11 +189,22 @@ def _read(processor: Mapping[str, Any] | None) -> ImageProcessor | None:
     return None if processor is None else read_processor(processor)
 
 
+def _but_for_crop(not_followed: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what is said of crops: where the whole picture has a label, they are followed."""
+    return tuple(text for text in not_followed if "crop" not in text)
+
+
 def _tell(
-    loaded: LoadedModel, own: ImageProcessor, preprocessing: Preprocessing, *, reduce: bool
+    loaded: LoadedModel,
+    own: ImageProcessor,
+    preprocessing: Preprocessing,
+    *,
+    reduce: bool,
+    whole: bool = False,
 ) -> str:
     """Say what of a model's own settings is followed, what the recipe changes, and what is not."""
-    labels = "; label 0 is ignored and label 1 is the first class" if reduce else ""
+    reduced = "; label 0 is ignored and label 1 is the first class"
+    labels = reduced if reduce and not whole else ""
     text = f"{PROCESSOR_FILE} of {loaded.name} is followed: {preprocessing.describe()}{labels}"
     otherwise = [
         name
@@ -157,6 +218,7 @@ def _tell(
     ]
     if otherwise:
         text += f"; the recipe says otherwise of {', '.join(otherwise)}"
-    if own.not_followed:
-        text += f"; not followed: {', '.join(own.not_followed)}"
+    not_followed = _but_for_crop(own.not_followed) if whole else own.not_followed
+    if not_followed:
+        text += f"; not followed: {', '.join(not_followed)}"
     return text

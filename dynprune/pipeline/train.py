@@ -4,22 +4,18 @@ import copy
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
 
-from dynprune.data import (
-    SegmentationData,
-    TrainingBatches,
-    class_shares,
-    inverse_root_weights,
-)
+from dynprune.data import SegmentationData, TrainingBatches, inverse_root_weights
 from dynprune.distill import TrainingPlan, is_first_process
 from dynprune.distill.journal import Record, last_scores
 from dynprune.distill.trainer import train
-from dynprune.errors import DynpruneError, OutputError, RecipeError
+from dynprune.errors import DynpruneError, OutputError, RecipeError, UsageError
 from dynprune.models import LoadedModel
 from dynprune.models.storage import write_model
 from dynprune.pipeline.arguments import (
@@ -27,9 +23,11 @@ from dynprune.pipeline.arguments import (
     training_arguments,
 )
 from dynprune.pipeline.pictures import preprocessing_of, processor_of
+from dynprune.pipeline.tasks import as_task
 from dynprune.recipe import Recipe
 from dynprune.rewrite import rewrite
-from dynprune.tasks.evaluate import agree_on_classes, evaluate, output_classes
+from dynprune.tasks.evaluate import agree_on_classes, output_classes
+from dynprune.tasks.task import Task
 
 __all__ = ["distill", "learn", "make_teacher", "settle_classes"]
 
@@ -65,8 +63,8 @@ def learn(
     teacher: nn.Module | None,
     recipe: Recipe,
     *,
-    training: SegmentationData,
-    validation: SegmentationData | None = None,
+    training: SegmentationData | Task,
+    validation: SegmentationData | Task | None = None,
     output: Path | None = None,
     resume: bool = False,
     only: str | None = None,
@@ -78,8 +76,8 @@ def learn(
         student: the model that learns.
         teacher: as `make_teacher` returned it; None where no loss needs one.
         recipe: its training sections are carried out.
-        training: pictures that are learnt from.
-        validation: pictures that the run is judged by; none where None.
+        training: pictures, or any task's data, that are learnt from.
+        validation: likewise, that the run is judged by; none where None.
         output: directory of the checkpoints and the records; None writes nothing.
         resume: continue from the latest checkpoint in ``output``.
         only: the one stage to run.
@@ -89,42 +87,68 @@ def learn(
         The records of `dynprune.distill.train`.
     """
     preprocessing = preprocessing_of(recipe, processor_of(student))
-    if validation is not None:
-        training, validation = settle_classes(student, recipe, training, validation)
-    batches = TrainingBatches(training, **batch_arguments(recipe, preprocessing))
+    given = as_task(training, recipe, preprocessing)
+    if recipe.stages and given.name == "segmentation":
+        batch_arguments(recipe)  # refuses a recipe without a crop in the recipe's own words
+    scored = None if validation is None else as_task(validation, recipe, preprocessing)
+    if scored is not None:
+        given, scored = given.settled(student), scored.settled(student)
+        if scored.compares and teacher is None:
+            raise UsageError(
+                f"a validation of the task {scored.name} compares with the teacher, and none was "
+                "given"
+            )
 
     def validate(model: nn.Module) -> dict[str, float]:
-        assert validation is not None
-        where = next(model.parameters()).device
-        result = evaluate(model, validation, preprocessing, device=where)
-        return {"miou": result.miou, "pixel_accuracy": result.pixel_accuracy}
+        assert scored is not None
+        where = str(next(model.parameters()).device)
+        return dict(scored.evaluate(model, teacher, device=where).figures)
 
-    weights = None if recipe.data is None else recipe.data.class_weights
-    if weights == "inverse-root":
-        weights = tuple(inverse_root_weights(class_shares(training)))
-    if weights is not None and len(weights) != len(training.classes):
-        raise RecipeError(
-            f"data.class_weights holds {len(weights)} weights, but there are "
-            f"{len(training.classes)} classes ({training.classes[0]} to {training.classes[-1]})"
-        )
-    described = {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
-    facts: dict[str, Any] = {"recipe": described, "data": training.fingerprint()}
-    if processor_of(student) is not None:
-        facts["pictures"] = preprocessing.to_json()
+    facts: dict[str, Any] = {"recipe": _described(recipe), "data": given.fingerprint()}
+    if processor_of(student) is not None and given.unit == "images":
+        reading = getattr(given, "reading", None)
+        used = preprocessing if reading is None else reading.preprocessing
+        facts["pictures"] = used.to_json()
+    arguments = training_arguments(recipe, device=device)
+    arguments["reporting"] = replace(arguments["reporting"], metric=given.metric)
+    arguments["ignore_index"] = given.ignore_index
     yield from train(
         student,
         teacher,
-        batches.__getitem__,
-        TrainingPlan(
-            **training_arguments(recipe, device=device),
-            class_weights=weights,
-            facts=facts,
-        ),
-        validate=None if validation is None else validate,
+        given.samples(),
+        TrainingPlan(**arguments, class_weights=_class_weights(recipe, given), facts=facts),
+        validate=None if scored is None else validate,
         output=output,
         resume=resume,
         only=only,
     )
+
+
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe decides about the weights."""
+    return {k: v for k, v in recipe.to_data().items() if k not in ("runtime", "description")}
+
+
+def _class_weights(recipe: Recipe, training: Task) -> tuple[float, ...] | None:
+    """Return the weight of each class in `ce`, as the recipe asks for it.
+
+    Raises:
+        RecipeError: if there are other classes than weights, or none at all.
+    """
+    weights = None if recipe.data is None else recipe.data.class_weights
+    if weights is None:
+        return None
+    shares = training.shares()
+    if shares is None:
+        raise RecipeError(
+            f"data.class_weights weighs classes, and data of the task {training.name} has none"
+        )
+    found = tuple(inverse_root_weights(shares)) if weights == "inverse-root" else weights
+    if len(found) != len(shares):
+        raise RecipeError(
+            f"data.class_weights holds {len(found)} weights, but there are {len(shares)} classes"
+        )
+    return found
 
 
 def distill(
@@ -132,8 +156,8 @@ def distill(
     teacher: nn.Module,
     recipe: Recipe,
     *,
-    training: SegmentationData,
-    validation: SegmentationData,
+    training: SegmentationData | Task,
+    validation: SegmentationData | Task,
     output: Path,
     resume: bool = False,
     only: str | None = None,

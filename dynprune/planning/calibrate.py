@@ -10,9 +10,11 @@ from dynprune.example import Example
 from dynprune.gate.compensation import fold_means
 from dynprune.gate.inject import gates
 from dynprune.gate.neuron_gate import NeuronGate
+from dynprune.gate.token_predictor import PreactivationPredictor, ProjectionPredictor
 from dynprune.measure.moments import NeuronMoments, measure, ports_of, weight_norm
 from dynprune.planning.fit import fit_predictor
 from dynprune.planning.importance import importance_of
+from dynprune.planning.token_fit import fit_token_predictors
 
 __all__ = ["calibrate", "start_from_weights"]
 
@@ -29,8 +31,14 @@ def start_from_weights(model: nn.Module) -> None:
     """
     with torch.no_grad():
         for gate in gates(model).values():
-            made = [weight_norm(layer, port, 1) for layer, port in ports_of(model, gate, "makes")]
+            makers = [found for found in ports_of(model, gate, "makes") if not found[1].beside]
+            made = [weight_norm(layer, port, 1) for layer, port in makers]
             read = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]
+            if isinstance(
+                gate.predictor, PreactivationPredictor | ProjectionPredictor
+            ):  # orders by what it reads
+                gate.predictor.scale.copy_(torch.stack(read).norm(dim=0))
+                continue
             weight = made[0] * (made[-1] if gate.kind == "qk" else torch.stack(read).norm(dim=0))
             _set_prior(gate, weight[None])
 
@@ -54,10 +62,13 @@ def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = Tru
 
     Source: the order and the means are those of Variance-Based Pruning, arXiv 2507.12988.
     """
+    calls = list(calls)
     measured = measure(model, calls)
     try:
         for name, moments in measured.items():
             _start(gates(model)[name], moments, dynamic=dynamic)
+        if dynamic:  # measured by another run: it needs the means
+            fit_token_predictors(model, calls)
     finally:  # a mean that is not in its offset would be taken for trained weights
         fold_means(model)
     return max((len(moments.first) for moments in measured.values()), default=0)
@@ -68,7 +79,11 @@ def _start(gate: NeuronGate, moments: NeuronMoments, *, dynamic: bool) -> None:
     with torch.no_grad():
         if gate.mean is not None:
             gate.mean.copy_(moments.first.mean(0))
+        if isinstance(gate.predictor, PreactivationPredictor | ProjectionPredictor):
+            return
         residual = _set_prior(gate, importance_of(gate, moments))
+        if gate.per_token:
+            return
         if dynamic and gate.predictor is not None and len(moments.first) > 3:
             usual = residual.mean(0)  # what all inputs share belongs to the base scores
             gate.prior.add_(usual)

@@ -21,6 +21,9 @@ class Target(Section):
     keep_ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of these groups' neurons kept at the end (fraction); default 1 - sparsity.final."""
 
+    grain: Literal["instance", "token"] | None = None
+    """Who chooses these groups' single neurons; default apply.gate.grain."""
+
     @model_validator(mode="after")
     def _check_choice(self) -> Self:
         if (self.kind is None) == (self.match is None):
@@ -31,18 +34,35 @@ class Target(Section):
 class Gate(Section):
     """How each gate chooses the neurons of one input."""
 
-    choose: Literal["neurons", "fixed"] = "neurons"
-    """What is chosen: single neurons for every input, or one set for all, with the rest of the
-    neurons removed for good from layers that stay plain."""
+    choose: Literal["neurons", "fixed", "experts", "auto"] = "neurons"
+    """What is chosen: single neurons for every input; one set for all, with the rest of the neurons
+    removed for good from layers that stay plain; one of a few experts, each with a set and a
+    consumer of its own (hidden layers; other groups are fixed); or, for each hidden layer, as many
+    experts as held-back inputs show to be worth their bytes."""
+
+    experts: PositiveInt | Literal["auto"] = "auto"
+    """Experts of a hidden layer; `auto` is what held-back inputs show to be worth its bytes, and 1
+    is one fixed set."""
+
+    grain: Literal["instance", "token"] | None = None
+    """Who chooses: each input for all of its tokens, or each token of a hidden layer for itself.
+    Null is each input for neurons, and for experts tokens wherever they do not meet between the
+    group's layers."""
+
+    predict: Literal["low-rank", "preactivation", "gate-projection", "both"] = "low-rank"
+    """What a token's choice is made of at grain token: a linear map of it; its preactivations,
+    estimated by such a map, behind their activation; in a gated hidden layer (SwiGLU) the gate
+    projection, which is computed whole; or both that and an estimate of the other projection."""
 
     mode: Literal["value", "straight_through"] = "value"
     """Kept neurons carry the gate's values, or 1 with the value's gradient."""
 
     hidden_ratio: Annotated[float, Field(gt=0.0, le=4.0)] = 0.0625
-    """Width of the predictor's hidden layer as a share of the gated layer's input (fraction)."""
+    """Width of the predictor's hidden layer, or its rank at grain token, as a share of the gated
+    layer's input (fraction)."""
 
     hidden: PositiveInt | None = None
-    """Width of the predictor's hidden layer (neurons), whatever hidden_ratio says."""
+    """Width of the predictor's hidden layer (neurons), or its rank, whatever hidden_ratio says."""
 
     align: PositiveInt = 8
     """Each head or hidden layer keeps a multiple of this (neurons)."""
@@ -72,8 +92,9 @@ class Calibration(Section):
     images: NonNegativeInt = 32
     """Training pictures run through the dense model when there is data (images)."""
 
-    refit: bool = False
-    """Whether what reads the neurons is refitted to the dense output at the final prune ratio."""
+    refit: bool | Literal["sequential"] = False
+    """Whether what reads the neurons is refitted at the final prune ratio: each layer to its dense
+    output, or in sequence to the dense stream, on what the pruned layers before it really give."""
 
 
 class Apply(Section):
@@ -97,6 +118,24 @@ class Apply(Section):
 
     drop_dead: bool = False
     """Whether hidden neurons that never matter on the data (type III) first go for good."""
+
+    @model_validator(mode="after")
+    def _check_token(self) -> Self:
+        gate = self.gate
+        if gate.choose != "neurons":
+            if gate.predict != "low-rank" or any(target.grain for target in self.targets):
+                raise ValueError(f"predict and targets' grain are not for choose: {gate.choose}")
+            return self
+        grains = {target.grain or gate.grain or "instance" for target in self.targets}
+        if "token" not in grains:
+            if gate.predict != "low-rank":
+                raise ValueError(f"gate.predict: {gate.predict} is for gate.grain: token")
+            return self
+        keys = (("order", "dynamic"), ("input", "tokens"), ("pool", "mean"))
+        for key, only in keys[: 3 if grains == {"token"} else 1]:
+            if getattr(gate, key) != only:
+                raise ValueError(f"gate.{key}: {getattr(gate, key)} has no effect at grain token")
+        return self
 
 
 class Schedule(Section):

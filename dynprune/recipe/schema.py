@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, model_validat
 from dynprune.recipe.pruning import Apply, Sparsity
 from dynprune.recipe.section import Fraction, Name, Section, Size
 from dynprune.recipe.training import LearningRate, Optimizer, Penalty, Runtime, Stage
+from dynprune.tasks.names import TASKS
 
 __all__ = ["SCHEMA", "Data", "Model", "Recipe", "Text"]
 
@@ -56,13 +57,22 @@ class Model(Section):
 
 
 class Data(Section):
-    """How pictures and labels are read, and how they become batches."""
+    """How samples and labels are read, and how they become batches."""
+
+    task: Name | None = None
+    """What the model is for: `segmentation`, `classification`, `features` (of pictures without
+    labels), `text`, or `any` (calls of a function that you type); null for what --data tells."""
 
     crop: Size | None = None
-    """Training crop [height, width] (pixels); stages need it."""
+    """Training crop [height, width] (pixels); segmentation's stages need it, others default to the
+    size that is evaluated."""
 
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
     """Bounds of the random resize before the crop (factor)."""
+
+    area: tuple[Fraction, Fraction] | None = None
+    """Bounds of a random crop's share of a picture that has no label map (fraction of the area);
+    null for [0.35, 1]."""
 
     flip: Fraction = 0.5
     """Probability of a horizontal flip (fraction)."""
@@ -99,14 +109,23 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check_scale(self) -> Self:
+        if self.task is not None and self.task not in TASKS:
+            raise ValueError(f"task {self.task!r} is not one of {', '.join(TASKS)}")
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale {list(self.scale)} must be [smallest, largest]")
-        if self.classes is not None and self.classes > 255:
+        if self.area is not None and not 0 < self.area[0] <= self.area[1]:
+            raise ValueError(f"area {list(self.area)} must be [smallest, largest], over 0")
+        if self.classes is not None and self.classes > 255 and self.is_segmentation:
             raise ValueError(f"classes={self.classes}, but labels are bytes: at most 255")
         weights = self.class_weights
         if isinstance(weights, tuple) and len(weights) != self.classes:
             raise ValueError(f"{len(weights)} class_weights, but classes={self.classes}")
         return self
+
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether label maps are read, as far as the recipe tells."""
+        return self.task in (None, "segmentation")
 
     @model_validator(mode="after")
     def _check_labels(self) -> Self:
@@ -191,8 +210,12 @@ class Recipe(Section):
             problems.append("optimizer: is missing, and stages need it")
         if self.stages and self.data is None and self.text is None:
             problems.append("data: is missing, and stages need it")
-        if self.stages and self.data is not None and self.data.crop is None:
-            problems.append("data.crop: is missing, and stages need it")
+        segments = self.data is not None and self.data.is_segmentation
+        if self.stages and segments and self.data is not None and self.data.crop is None:
+            problems.append(
+                "data.crop: is missing, and stages need it (unless data.task is another one than "
+                "segmentation)"
+            )
         if self.data is not None and self.text is not None:
             problems.append(
                 "text: a recipe learns from pictures (data) or from text, not from both"

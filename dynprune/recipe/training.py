@@ -41,8 +41,11 @@ class FeatureLoss(Section):
     type: Literal["mse", "normalized_mse", "cosine", "cwd"]
     """Distance: squared error, squared error over the teacher's power, angle, or channel-wise."""
 
-    on: Literal["encoder_stages", "logits", "embedding"] | ModulePattern = "encoder_stages"
-    """Which maps: of every encoder stage, the logits, a text's embedding, or `re:` modules."""
+    on: (
+        Literal["encoder_stages", "logits", "embedding", "outputs", "group_outputs"] | ModulePattern
+    ) = "encoder_stages"
+    """Which maps: of every encoder stage, the logits, a text's embedding, all outputs, what every
+    gated group gives to the rest of the model, or `re:` modules."""
 
     weight: NonNegativeFloat = 1.0
     """Factor of the term in the loss."""

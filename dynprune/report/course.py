@@ -14,6 +14,7 @@ from dynprune.report.figures import Row
 __all__ = ["Course", "course_rows", "read_course"]
 
 Points = Sequence[tuple[float, float]]
+_METRICS = {"miou": "mIoU", "top1": "top-1", "cosine": "cosine"}
 _MOST = 300  # points of a line; more are thinned out
 
 
@@ -25,13 +26,15 @@ class Course:
         stages: name of every stage and the step at which it was first seen.
         loss: of the steps since the point before.
         pruned: mean prune ratio of the gates.
-        miou: of validations.
+        miou: of validations, or another task's figure in its place.
+        metric: which figure that is.
     """
 
     stages: Sequence[tuple[str, float]]
     loss: Points
     pruned: Points
     miou: Points
+    metric: str = "miou"
 
 
 def read_course(directory: Path) -> Course | None:
@@ -41,8 +44,10 @@ def read_course(directory: Path) -> Course | None:
         records = [json.loads(line) for line in lines]
         loss = [(float(r["step"]), float(r["loss"])) for r in records]
         pruned = [(float(r["step"]), float(r["prune_ratio"])) for r in records]
-        scored = [r for r in records if "miou" in (r["validation"] or {})]
-        miou = [(float(r["step"]), float(r["validation"]["miou"])) for r in scored]
+        known = {name for r in records for name in r["validation"] or {}}
+        metric = next((name for name in _METRICS if name in known), "miou")
+        scored = [r for r in records if metric in (r["validation"] or {})]
+        miou = [(float(r["step"]), float(r["validation"][metric])) for r in scored]
         stages: dict[str, float] = {}
         for record in records:
             stages.setdefault(str(record["stage"]), float(record["step"]))
@@ -51,7 +56,7 @@ def read_course(directory: Path) -> Course | None:
     numbers = [value for points in (loss, pruned, miou) for point in points for value in point]
     if len(records) < 2 or not all(map(math.isfinite, numbers)):
         return None
-    return Course(list(stages.items()), loss, pruned, miou)
+    return Course(list(stages.items()), loss, pruned, miou, metric)
 
 
 def course_rows(course: Course) -> list[Row]:
@@ -65,7 +70,7 @@ def course_rows(course: Course) -> list[Row]:
     for name, points, style, show in (
         ("loss, logarithmic", _logarithms(course.loss), "ours", lambda v: f"{math.exp(v):.3g}"),
         ("pruned share", course.pruned, "paper-1", percent),
-        ("validation mIoU", course.miou, "paper-2", percent),
+        (f"validation {_METRICS[course.metric]}", course.miou, "paper-2", percent),
     ):
         if points:
             rows.append(_row(name, points, last, style, show, course.stages))

@@ -1,7 +1,7 @@
 """Everything that the report's page shows of one model, measured on one data set."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ import torch
 
 from dynprune.data import Preprocessing, SegmentationData
 from dynprune.errors import UsageError
+from dynprune.example import Example
 from dynprune.gate import attached, gate_parameters, is_gated
 from dynprune.gate.plan import gated
 from dynprune.graph.groups import ancestor
 from dynprune.host.modes import at_inference
-from dynprune.measure.calls import PictureCalls, spread
+from dynprune.measure.calls import PictureCalls, TaskCalls, spread
 from dynprune.measure.compare import Comparison, compare
 from dynprune.measure.executed import executed
 from dynprune.measure.macs import ExecutedRange, MacsReport, macs_report
@@ -24,8 +25,9 @@ from dynprune.models import LoadedModel, provenance_of
 from dynprune.models.storage import environment
 from dynprune.report.panels import Panel, make_panels
 from dynprune.tasks.evaluate import agree_on_classes, output_classes
+from dynprune.tasks.task import Exhibit, Scores, Task
 
-__all__ = ["Findings", "gather"]
+__all__ = ["Findings", "TaskView", "gather", "gather_task"]
 
 Progress = Callable[..., None]
 
@@ -42,7 +44,7 @@ class Findings:
         macs: of one call at the model's input size.
         executed: multiply-adds that ran for each picture of a part of the split.
         parts: module -> one of `dynprune.report.blocks.PARTS`.
-        comparison: of student and teacher, on the whole split.
+        comparison: of student and teacher, on the whole split; None where there are no label maps.
         neurons: on the same part of the split as ``executed``.
         panels: a few pictures as the models see them.
         classes: names in index order.
@@ -51,6 +53,7 @@ class Findings:
         recipe: the resolved recipe as YAML, or None.
         environment: that the report was made in.
         commands: what was done -> the command line.
+        view: scores and samples of another task than segmentation; None where there are label maps.
         split: of the data set; set by who opened it.
         latency: document of ``report latency --json``, or None; set by who timed the model.
     """
@@ -62,7 +65,7 @@ class Findings:
     macs: MacsReport
     executed: tuple[int, ...]
     parts: Mapping[str, str]
-    comparison: Comparison
+    comparison: Comparison | None
     neurons: NeuronReport
     panels: tuple[Panel, ...]
     classes: tuple[str, ...]
@@ -71,20 +74,17 @@ class Findings:
     recipe: str | None
     environment: Mapping[str, Any]
     commands: Mapping[str, str]
+    view: "TaskView | None" = None
     split: str = "val"
     latency: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain values, without what is said of single neurons."""
-        teacher = self.comparison.teacher
         return {
             "model": self.model,
             "teacher": self.teacher,
             "images": self.samples,
-            "miou": {
-                "teacher": None if teacher is None else teacher.miou,
-                "student": self.comparison.student.miou,
-            },
+            **self._scores(),
             "macs": self.macs.to_json(),
             "executed": list(self.executed),
             "types": self.neurons.counts,
@@ -92,6 +92,48 @@ class Findings:
             "bytes": dict(self.file_bytes),
             "latency": self.latency,
         }
+
+    def _scores(self) -> dict[str, Any]:
+        if self.comparison is None:
+            return {} if self.view is None else self.view.to_json()
+        teacher = self.comparison.teacher
+        scores = {"teacher": None if teacher is None else teacher.miou}
+        return {"miou": {**scores, "student": self.comparison.student.miou}}
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """What the page says of a task that has no label maps.
+
+    Attributes:
+        task: its name.
+        unit: what a sample is called, and several of them.
+        compares: whether the scores say how close the student is to its teacher.
+        student: its scores.
+        teacher: likewise; None where there is none, or the scores are of both together.
+        exhibits: a few samples as the models see them.
+    """
+
+    task: str
+    unit: tuple[str, str]
+    compares: bool
+    student: Scores
+    teacher: Scores | None
+    exhibits: tuple[Exhibit, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the scores as plain values."""
+        teacher = None if self.teacher is None else dict(self.teacher.figures)
+        scores = {"teacher": teacher, "student": dict(self.student.figures)}
+        return {"task": self.task, "scores": scores}
+
+    def figures(self) -> list[tuple[str, float | None, float]]:
+        """Return every figure's name, the teacher's value and the student's."""
+        known = {} if self.teacher is None else self.teacher.figures
+        return [
+            (self.student.words.get(name, name), known.get(name), value)
+            for name, value in self.student.figures.items()
+        ]
 
 
 def gather(
@@ -122,17 +164,8 @@ def gather(
         UsageError: where the student is not gated, or the teacher is.
         InputError: if a sample cannot be read, or a model's classes are not the data's.
     """
-    if not is_gated(student.module):
-        raise UsageError(
-            f"{student.name} is dense, and the page is about what gating saves; give a directory "
-            "that dynprune apply or distill wrote"
-        )
-    if teacher is not None and is_gated(teacher.module):
-        raise UsageError(f"{teacher.name} is gated; the teacher must be the dense model")
-
-    def tell(part: str) -> Callable[[int, int], None]:
-        return lambda done, total: progress(done, total, part=part) if progress else None
-
+    _check(student, teacher)
+    tell = _teller(progress)
     first = preprocessing(data.picture(0), device)
     data = agree_on_classes(data, output_classes(student.module, first, preprocessing))
     part = spread(data, images)
@@ -145,23 +178,11 @@ def gather(
         device=device,
         progress=tell("evaluate"),
     )
-    ran = _count(student, calls, tell("count"))
-    macs = macs_report(student.module, student.example)
-    if all(_shape(call) == macs.input for call in calls):
-        macs = replace(macs, executed=ExecutedRange(sum(ran) / len(ran), min(ran), max(ran)))
-    neurons = neuron_report(
-        student.module, calls, worlds=worlds_of(part.images), progress=tell("neurons")
-    )
-    return Findings(
-        model=student.name,
-        teacher=None if teacher is None else teacher.name,
+    return replace(
+        _measured(student, teacher, calls, worlds_of(part.images), tell),
         data=str(data.root),
         samples=len(data),
-        macs=macs,
-        executed=tuple(ran),
-        parts=_parts(student),
         comparison=comparison,
-        neurons=neurons,
         panels=make_panels(
             student.module,
             None if teacher is None else teacher.module,
@@ -172,6 +193,110 @@ def gather(
             device=device,
         ),
         classes=data.classes,
+    )
+
+
+def gather_task(
+    student: LoadedModel,
+    task: Task,
+    origin: str,
+    *,
+    teacher: LoadedModel | None = None,
+    images: int | None = None,
+    shown: int = 3,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Findings:
+    """Measure everything that the page shows of a task without label maps.
+
+    Args:
+        student: gated; left as it came.
+        task: its data, under the model's classes; scores are those of all samples.
+        origin: what the user called the data.
+        teacher: the dense model that the student came from.
+        images: samples, evenly over the data, whose neurons and multiply-adds are counted; all of
+            them where None.
+        shown: samples to show.
+        device: where the models are.
+        progress: called as ``progress(done, total, part=...)``.
+
+    Raises:
+        UsageError: where the student is not gated, the teacher is, or one is needed and not there.
+        InputError: if a sample cannot be read.
+    """
+    _check(student, teacher)
+    if task.compares and teacher is None:
+        raise UsageError(
+            f"{task.name} has no labels, so that scores say how close a model is to its dense one; "
+            "add --teacher MODEL"
+        )
+    tell = _teller(progress)
+    calls = TaskCalls(task, images, device=device)
+    dense = None if teacher is None else teacher.module
+    scores = task.evaluate(student.module, dense, device=device, progress=tell("evaluate"))
+    others = None
+    if dense is not None and not task.compares:
+        others = task.evaluate(dense, device=device, progress=tell("evaluate the teacher"))
+    pictures = task.unit == "images"
+    worlds = worlds_of(map(Path, calls.names)) if pictures else ()
+    unit = ("picture", "pictures") if pictures else (task.unit.removesuffix("s"), task.unit)
+    return replace(
+        _measured(student, teacher, calls, worlds, tell),
+        data=origin,
+        samples=len(task),
+        view=TaskView(
+            task.name,
+            unit,
+            task.compares,
+            scores,
+            others,
+            tuple(task.exhibits(student.module, dense, count=shown, device=device)),
+        ),
+        classes=student.classes,
+    )
+
+
+def _check(student: LoadedModel, teacher: LoadedModel | None) -> None:
+    if not is_gated(student.module):
+        raise UsageError(
+            f"{student.name} is dense, and the page is about what gating saves; give a directory "
+            "that dynprune apply or distill wrote"
+        )
+    if teacher is not None and is_gated(teacher.module):
+        raise UsageError(f"{teacher.name} is gated; the teacher must be the dense model")
+
+
+def _teller(progress: Progress | None) -> Callable[[str], Callable[[int, int], None]]:
+    def tell(part: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(done, total, part=part) if progress else None
+
+    return tell
+
+
+def _measured(
+    student: LoadedModel,
+    teacher: LoadedModel | None,
+    calls: Sequence[Example],
+    worlds: Sequence[str],
+    tell: Callable[[str], Callable[[int, int], None]],
+) -> Findings:
+    """Measure what the page shows of any task."""
+    ran = _count(student, calls, tell("count"))
+    macs = macs_report(student.module, student.example)
+    if all(_shape(call) == macs.input for call in calls):
+        macs = replace(macs, executed=ExecutedRange(sum(ran) / len(ran), min(ran), max(ran)))
+    return Findings(
+        model=student.name,
+        teacher=None if teacher is None else teacher.name,
+        data="",
+        samples=0,
+        macs=macs,
+        executed=tuple(ran),
+        parts=_parts(student),
+        comparison=None,
+        neurons=neuron_report(student.module, calls, worlds=worlds, progress=tell("neurons")),
+        panels=(),
+        classes=(),
         gate_parameters=sum(p.numel() for p in gate_parameters(student.module)),
         file_bytes=_file_bytes({"student": student, "teacher": teacher}),
         recipe=provenance_of(student.module).recipe,
@@ -181,7 +306,7 @@ def gather(
 
 
 def _count(
-    student: LoadedModel, calls: PictureCalls, tell: Callable[[int, int], None]
+    student: LoadedModel, calls: Sequence[Example], tell: Callable[[int, int], None]
 ) -> list[int]:
     """Count what runs for every picture."""
     ran = []
@@ -193,7 +318,7 @@ def _count(
 
 
 def _shape(call: Any) -> tuple[int, ...]:
-    return tuple(call.args[0].shape)
+    return tuple(call.tensors[0].shape)
 
 
 def _parts(student: LoadedModel) -> dict[str, str]:

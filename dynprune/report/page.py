@@ -35,12 +35,16 @@ def render(found: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    accuracy, accuracy_keys = tradeoff_figure(found)
+    compared = found.comparison
+    accuracy, accuracy_keys = (None, []) if compared is None else tradeoff_figure(found)
     page: str = environment.get_template("page.html.j2").render(
         found=found,
-        teacher=found.comparison.teacher,
-        student=found.comparison.student,
-        change=found.comparison.change,
+        teacher=None if compared is None else compared.teacher,
+        student=None if compared is None else compared.student,
+        change=None if compared is None else compared.change,
+        view=found.view,
+        one="picture" if found.view is None else found.view.unit[0],
+        many="pictures" if found.view is None else found.view.unit[1],
         overlap=found.neurons.overlap,
         published=PUBLISHED,
         giga=numerals.giga,

@@ -1,26 +1,20 @@
 """A few pictures as the models see them: teacher, student, label, and where these differ."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dynprune.data import VOID, Preprocessing, SegmentationData
 from dynprune.tasks.predict import overlay, predict
+from dynprune.tasks.views import data_url, shrink
 
 __all__ = ["GAINED", "LOST", "MOVED", "Panel", "difference", "make_panels"]
 
 GAINED = (86, 180, 233)  # colours of Okabe and Ito, told apart by colour-blind readers
 LOST = (230, 97, 0)
 MOVED = (240, 228, 66)
-
-WIDTH = 320  # pixels
-QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -75,15 +69,15 @@ def make_panels(
             seen["teacher"] = predict(teacher, image, preprocessing, device=device, name=name)
         seen["student"] = predict(student, image, preprocessing, device=device, name=name)
         seen["label"] = label
-        views = {who: _shrink(_coloured(image, labels)) for who, labels in seen.items()}
+        views = {who: shrink(_coloured(image, labels)) for who, labels in seen.items()}
         apart = difference(image, seen["student"], seen.get("teacher", label), label)
-        views["disagreement"] = _shrink(apart)
+        views["disagreement"] = shrink(apart)
         classes = torch.cat([labels.flatten() for labels in seen.values()]).unique().tolist()
         panels.append(
             Panel(
                 name,
                 disagreement[index],
-                {who: _data_url(view) for who, view in views.items()},
+                {who: data_url(view) for who, view in views.items()},
                 (views["label"].shape[2], views["label"].shape[1]),
                 tuple(number for number in classes if number != VOID),
             )
@@ -122,20 +116,3 @@ def difference(image: Tensor, student: Tensor, other: Tensor, label: Tensor) -> 
 def _coloured(image: Tensor, labels: Tensor) -> Tensor:
     """Lay a label map over its picture; void pixels show the picture."""
     return torch.where(labels == VOID, image, overlay(image, labels))
-
-
-def _shrink(view: Tensor) -> Tensor:
-    """Make a view at most `WIDTH` pixels wide."""
-    height, width = view.shape[1:]
-    if width <= WIDTH:
-        return view
-    size = (max(1, round(height * WIDTH / width)), WIDTH)
-    small = F.interpolate(view[None].float(), size, mode="area")[0]
-    return small.round().to(torch.uint8)
-
-
-def _data_url(view: Tensor) -> str:
-    buffer = io.BytesIO()
-    picture = Image.fromarray(view.permute(1, 2, 0).contiguous().numpy())
-    picture.save(buffer, format="JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

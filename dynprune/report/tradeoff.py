@@ -26,7 +26,7 @@ def tradeoff_figure(found: Findings) -> tuple[Drawing, list[Key]]:
         _Series(Key(style, f"{model}, {data} (paper)", shape), _relative(points))
         for (model, data, points), (style, shape) in zip(_papers(), _PAPER_MARKS, strict=True)
     ]
-    change = found.comparison.change
+    change = None if found.comparison is None else found.comparison.change
     if change is not None:
         macs = found.macs
         ours = [

@@ -13,11 +13,15 @@ from dynprune.errors import UsageError
 from dynprune.rewrite.record import Rewrite
 
 __all__ = [
+    "CHOOSE_EXPERTS",
     "FIX_NEURONS",
+    "PUT_EXPERTS",
     "Cut",
     "Side",
     "add_bias",
     "can_narrow_layer",
+    "choice_of_experts",
+    "expert_groups",
     "fix_again",
     "fixed_groups",
     "is_torchs_own",
@@ -28,6 +32,8 @@ __all__ = [
 ]
 
 FIX_NEURONS = "fix-neurons"
+PUT_EXPERTS = "put-experts"
+CHOOSE_EXPERTS = "choose-experts"
 
 Side = Literal["out", "in"]
 
@@ -117,12 +123,29 @@ def fixed_groups(records: Iterable[Rewrite]) -> list[Mapping[str, Any]]:
     return [group for record in made for group in record.details["groups"]]
 
 
+def expert_groups(records: Iterable[Rewrite]) -> list[Mapping[str, Any]]:
+    """Return the groups that records gave experts: ``name``, ``neurons``, ``sets`` and others."""
+    made = [record for record in records if record.name == PUT_EXPERTS and record.reason is None]
+    return [group for record in made for group in record.details["groups"]]
+
+
+def choice_of_experts(records: Iterable[Rewrite]) -> list[Mapping[str, Any]]:
+    """Return what each group was given, and why: see `dynprune.planning.expert_choice.Bought`."""
+    return [group for r in records if r.name == CHOOSE_EXPERTS for group in r.details["groups"]]
+
+
 def refuse_fixed(records: Iterable[Rewrite]) -> None:
-    """Refuse the way back to a dense model where groups were fixed.
+    """Refuse the way back to a dense model where groups were fixed, or have experts.
 
     Raises:
-        UsageError: they were.
+        UsageError: they were, or have.
     """
+    records = list(records)
+    if experts := len(expert_groups(records)):
+        raise UsageError(
+            f"the layers of {experts} groups of this model were replaced by experts for good, so "
+            "it does not hold its dense form; load the dense model that it was made from"
+        )
     count = len(fixed_groups(records))
     if not count:
         return

@@ -5,6 +5,7 @@ import torch
 
 from dynprune.distill.batches import batches, micro_batches
 from dynprune.errors import UsageError
+from dynprune.example import Example
 
 
 def source(step):
@@ -74,3 +75,14 @@ def test_keyword_batches_are_shared_and_split_like_pictures():
     parts = micro_batches(keywords(0), 3)
     assert all(y is None and len(x["input_ids"]) == 2 for x, y in parts)
     assert torch.equal(torch.cat([x["attention_mask"] for x, _ in parts]), labels)
+
+
+def test_a_call_is_parted_with_its_labels_and_keeps_what_has_no_batch():
+    values, scale = torch.arange(6).view(6, 1), torch.ones(3)
+    call = Example((values,), {"scale": scale, "flag": True})
+    parts = micro_batches((call, torch.arange(6) * 10), 3)
+    assert [part.batch for part, _ in parts] == [2, 2, 2]
+    for part, labels in parts:
+        assert torch.equal(part.args[0][:, 0] * 10, labels)
+        assert part.kwargs["scale"] is scale
+        assert part.kwargs["flag"]

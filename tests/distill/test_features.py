@@ -79,7 +79,7 @@ def test_a_model_keeps_no_hooks_even_when_it_fails(dense, images):
 @pytest.mark.parametrize(
     ("place", "text"),
     [
-        ("decoder", "'decoder': write 'encoder_stages', 'logits'"),
+        ("decoder", "'decoder': write one of 'embedding', 'encoder_stages'"),
         ("re:nothing", "no module of the model has such a name"),
         ("re:(", "not a regular expression"),
     ],
@@ -109,3 +109,26 @@ def test_text_shows_zeros_where_it_is_padded_and_its_embedding():
     assert not seen.at("re:.*ffn")[0][~real].any()
     (embedding,) = seen.at("embedding")
     assert torch.equal(embedding, text_embedding(whole, call["attention_mask"]))
+
+
+@torch.no_grad()
+def test_outputs_are_what_the_model_returns_and_group_outputs_what_consumers_do(dense, images):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.head = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 1)
+
+        def forward(self, x):
+            x = self.read(x)
+            return {"map": x, "classes": x.argmax(1), "logits": self.head(x)}
+
+    model = Two()
+    seen = Observer(model, {"outputs", "group_outputs"}, ["read"])(images)
+    returned = model(images)
+    first, second = seen.at("outputs")  # whole numbers are no features
+    assert torch.equal(first, returned["map"])
+    assert torch.equal(second, returned["logits"])
+    (read,) = seen.at("group_outputs")
+    assert torch.equal(read, returned["map"])
+    with pytest.raises(UsageError, match="no layer of the model reads gated neurons"):
+        Observer(dense, {"group_outputs"})

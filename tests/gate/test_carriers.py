@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from dynprune.errors import GateError
+from dynprune.example import Example
 from dynprune.gate.call import Scope
 from dynprune.gate.carriers import carry
 from dynprune.gate.config import GateConfig
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.selection import GateOutput, select
+from tests.gate.zoo_laws import difference, gate_all
 
 CHANNELS, KEPT = 8, 3
 CONVOLUTIONS = {
@@ -83,10 +85,24 @@ def test_a_narrow_carrier_computes_the_kept_channels_of_the_full_one(make, batch
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=IDS)
-def test_a_compiled_carrier_computes_the_same(make):
+def test_rows_that_are_parts_of_instances_keep_the_channels_of_theirs(make):
     source = make()
     module = Carrying(source, 3, "compact")
-    x = kept(picture(source, 3), module.selection.index)
+    x = picture(source, 6)
+    index = module.selection.index.repeat_interleave(2, 0)
+    with torch.no_grad():
+        assert torch.allclose(module(kept(x, index)), kept(source(x), index), atol=1e-5)
+    with pytest.raises(GateError, match="got 5 rows, which do not divide into the 3 inputs"):
+        module(kept(x, index)[:5])
+
+
+@pytest.mark.parametrize("rows", [3, 6])
+@pytest.mark.parametrize("make", MAKERS, ids=IDS)
+def test_a_compiled_carrier_computes_the_same(make, rows):
+    source = make()
+    module = Carrying(source, 3, "compact")
+    index = module.selection.index.repeat_interleave(rows // 3, 0)
+    x = kept(picture(source, rows), index)
     torch._dynamo.reset()
     compiled = torch.compile(module.carrier.forward, backend="eager", fullgraph=True)
     module.carrier.forward, eager = compiled, module.carrier.forward
@@ -130,3 +146,37 @@ def test_parameters_and_statistics_stay_those_of_the_layer():
 def test_what_cannot_be_narrowed_is_refused_with_the_reason(module, why):
     with pytest.raises(GateError, match=why):
         carry(module, NeuronGate("g", "ffn", 4, CHANNELS, 0, config=GateConfig()))
+
+
+class Folded(nn.Module):
+    """A hidden layer whose tokens, or frames, are rows of the carrier."""
+
+    def __init__(self, carrier):
+        super().__init__()
+        self.up, self.carrier, self.down = nn.Linear(16, 32), carrier, nn.Linear(32, 16)
+        self.of_tokens = isinstance(carrier, nn.BatchNorm1d)
+
+    def forward(self, x):
+        h = self.up(x)
+        if self.of_tokens:
+            return x + self.down(torch.relu(self.carrier(h.flatten(0, 1)).view_as(h)))
+        maps = h.unflatten(1, (3, 4, 4)).permute(0, 1, 4, 2, 3).flatten(0, 1)  # 3 frames
+        maps = self.carrier(maps).unflatten(0, (x.shape[0], 3)).permute(0, 1, 3, 4, 2)
+        return x + self.down(torch.relu(maps.flatten(1, 3)))
+
+
+@pytest.mark.parametrize(
+    "carrier",
+    [
+        settled(nn.BatchNorm1d(32)),
+        settled(nn.BatchNorm2d(32)),
+        nn.Conv2d(32, 32, 3, 1, 1, groups=32),
+    ],
+    ids=["norm of tokens", "norm of frames", "convolution of frames"],
+)
+def test_a_hidden_layer_with_folded_rows_is_compact_and_equals_masked_execution(carrier):
+    torch.manual_seed(0)
+    model = nn.Sequential(Folded(carrier)).eval()
+    (plan,) = gate_all(model, Example((torch.randn(2, 48, 16),))).plans
+    assert (plan.mode, plan.reason) == ("compact", None)
+    assert difference(model, Example((torch.randn(3, 48, 16),))) < 1e-5

@@ -24,17 +24,6 @@ from tests.zoo import ZOO
 # Compact sums the kept products alone, in another order: a few rounding errors of float32.
 ROUNDING = 1e-5
 
-#: kind -> mode in which its groups run, where that is not compact.
-MODES = {
-    "pvt_v2": {"qk": "scatter", "v": "scatter"},
-    "mobilevit": {"qk": "scatter", "v": "scatter"},
-    "llama": {"qk": "scatter", "v": "scatter"},
-    "phi3": {"qk": "scatter", "v": "scatter"},
-    "fused_vit": {"qk": "scatter", "v": "scatter"},
-    "fused_pvt": {"qk": "scatter", "v": "scatter"},
-    "rotary_encoder": {"qk": "scatter", "v": "scatter"},
-}
-
 
 @pytest.mark.parametrize("name", ZOO)
 def test_gating_obeys_its_laws(name, tmp_path):
@@ -47,7 +36,7 @@ def test_gating_obeys_its_laws(name, tmp_path):
         assert not gates(model)
         return
     for plan in wanted:
-        mode = MODES.get(name, {}).get(plan.group.kind, "compact")
+        mode = "compact"
         if name == "dpt" and plan.group.producers[0].module.startswith("neck"):
             mode = "scatter"  # its readout is reshaped to a width that the code computes
         assert plan.mode == mode, (plan.group.name, plan.reason)

@@ -100,3 +100,20 @@ def stirred(name: str, **config: object) -> tuple[nn.Module, Example]:
     model, example, *_ = gated_animal(name, **config)  # type: ignore[arg-type]
     stir(model)
     return model, example
+
+
+def gated_per_token(
+    model: nn.Module, example: Example, *, ratio: float = 0.5, **config: object
+) -> tuple[nn.Module, Attachment]:
+    """Gate all groups that let every token choose for itself, by random predictors."""
+    groups = find_groups(model, example).groups
+    settings = GateConfig(prune_ratio=ratio, align=1, grain="token", **config)  # type: ignore[arg-type]
+    record = gate_model(model, example, groups, {group.name: settings for group in groups})
+    random = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for gate in gates(model).values():
+            for parameter in gate.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=random))
+            if gate.mean is not None:
+                gate.mean.zero_()
+    return model, record

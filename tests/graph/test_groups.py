@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
-from dynprune.graph import ancestor
+from dynprune.example import Example
+from dynprune.graph import ancestor, find_groups
 from tests.graph.explored import explored
 from tests.graph.surgery import close, mask, outputs, scramble
 from tests.zoo import ZOO, census
@@ -78,3 +80,18 @@ def test_a_kept_neuron_reaches_the_output(name):
         scrambled = copy.deepcopy(model).double()
         scramble(scrambled, group, torch.arange(group.neurons) % 2 == 0, gain=30.0)
         assert not close(outputs(scrambled, example), intact), group.name
+
+
+def test_what_nobody_uses_spoils_no_neurons():
+    class Logged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 32), nn.Linear(32, 8)
+
+        def forward(self, x):
+            hidden = self.up(x)
+            hidden.softmax(-1).std(-1).sum()  # as a log that is switched off leaves it behind
+            return self.down(hidden.relu())
+
+    (group,) = find_groups(Logged().eval(), Example((torch.randn(2, 5, 8),))).groups
+    assert (group.neurons, group.reason) == (32, None)

@@ -110,7 +110,17 @@ def test_the_document_has_the_keys_that_scripts_rely_on(tiny: nn.Module) -> None
     calls = [Example((torch.randn(1, 3, 64, 64),)) for _ in range(2)]
     document = macs_report(tiny, calls[0], calls).to_json()
     assert list(document) == [
-        *("unit", "input", "dense", "rewritten", "pruned", "params", "layers", "uncounted"),
+        *(
+            "unit",
+            "input",
+            "dense",
+            "rewritten",
+            "pruned",
+            "params",
+            "layers",
+            "uncounted",
+            "masked",
+        ),
     ]
     assert document["unit"] == "MAC"
     assert document["input"] == [1, 3, 64, 64]

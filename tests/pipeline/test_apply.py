@@ -43,6 +43,24 @@ def test_a_recipe_that_asks_for_a_refit_gets_nearer_to_the_dense_model(tmp_path)
     assert distance(load(tmp_path / "gated"), refitted) == 0.0
 
 
+@pytest.mark.parametrize("order", ["fixed", "dynamic"])
+def test_refitted_in_sequence_a_model_is_nearer_to_the_dense_one_and_restored_to_its_bits(order):
+    dense = segformer().eval()
+    settings = ("sparsity.final=0.5", "apply.gate.align=1", f"apply.gate.order={order}")
+    calls = [Example((image(batch=2, seed=seed),)) for seed in range(12)]
+
+    def refitted(refit):
+        loaded = LoadedModel(copy.deepcopy(dense), CALLS[0], source_of(dense), (), "segformer")
+        recipe = load_recipe("any", [*settings, f"apply.calibration.refit={refit}"])
+        return apply_recipe(loaded, recipe, calibration=calls)
+
+    one_shot, in_sequence = refitted("true"), refitted("sequential")
+    assert distance(in_sequence, dense) <= distance(one_shot, dense)  # it is kept where it is less
+    assert provenance_of(in_sequence).refitted >= provenance_of(one_shot).refitted > 0
+    restored = restore(in_sequence).state_dict()
+    assert all(torch.equal(restored[name], x) for name, x in dense.state_dict().items())
+
+
 FIXED = ("sparsity.final=0.5", "apply.gate.align=1", "apply.gate.choose=fixed")
 
 
@@ -111,7 +129,7 @@ EVERY_STEP = [
     "rewrite=[unpack-attention,channels-last]",
     "apply.gate.align=1",
     "apply.drop_dead=true",
-    "apply.calibration.refit=true",
+    "apply.calibration.refit=sequential",
     "sparsity.distribution=sensitivity",
     "sparsity.final=0.5",
 ]

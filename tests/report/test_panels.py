@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dynprune.report import panels
 from dynprune.report.panels import GAINED, LOST, MOVED, difference, make_panels
+from dynprune.tasks import views
 
 from .conftest import PICTURES
 
@@ -36,7 +36,7 @@ def test_pictures_go_from_the_most_to_the_least_disagreement(measured) -> None:
 
 @pytest.mark.parametrize("teacher", [True, False])
 def test_every_view_is_a_small_jpeg_of_the_pictures_shape(measured, teacher, monkeypatch) -> None:
-    monkeypatch.setattr(panels, "WIDTH", 16)
+    monkeypatch.setattr(views, "WIDTH", 16)
     dense = measured.teacher.module if teacher else None
     (panel,) = make_panels(
         measured.student.module, dense, measured.data, [0.0] * 4, count=1, preprocessing=PICTURES

@@ -20,6 +20,7 @@ def through_layer(
     walk: Walk, node: fx.Node, layer: Layer, source: fx.Node, *, axis: int, op: str, macs: int
 ) -> Tensor:
     """Let a layer read its input's neurons along ``axis`` and make its own there."""
+    walk.runs[layer].append((node, source))
     labels = walk.labels(source)
     shape = walk.shape(node)
     read: Tensor | None = None

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dynprune.graph.beside import branch_beside
 from dynprune.graph.labels import compact, ids, overlay, varying
 from dynprune.graph.walk import Labels, Rule, Walk, operation
 
@@ -78,7 +79,26 @@ def _sum(walk: Walk, node: fx.Node) -> Labels:
     made = walk.labels(left) if walk.labels(left) is not None else walk.labels(right)
     if made is not None and walk.adds_own_bias(node):
         return _raise(made, walk.shape(node))  # A part of the layer.
+    if operation(node) in ("add", "sub") and _joins_branch(walk, node, left, right):
+        return _combine(walk, node, left, right, by_sum=False)
     return _combine(walk, node, left, right, by_sum=True)
+
+
+def _joins_branch(walk: Walk, node: fx.Node, left: Any, right: Any) -> bool:
+    """Whether a sum adds a branch to the layer it stands beside; its ranks are then no neurons."""
+    sides = [walk.labels(side) for side in (left, right)]
+    if any(side is None or side.shape != walk.shape(node) for side in sides):
+        return False
+    branch = branch_beside(walk, left, right)
+    if branch is None:
+        return False
+    for maker in branch.makers:
+        walk.ledger.beside[maker] = branch.base
+    for layer in branch.inner:
+        if layer.outputs * 2 <= min(branch.base.inputs, branch.base.outputs):
+            reason = f"a branch of low rank beside {branch.base.module}, which is one layer with it"
+            walk.ledger.taint(walk.ledger.made_by(layer), reason)
+    return True
 
 
 def _where(walk: Walk, node: fx.Node) -> Labels:

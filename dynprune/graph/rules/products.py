@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, fx
 
-from dynprune.graph.labels import compact, varying
+from dynprune.graph.labels import compact, tidy, varying
+from dynprune.graph.ledger import Attention
 from dynprune.graph.rules.layers import through_weight
 from dynprune.graph.walk import Labels, Rule, Walk
 
@@ -29,14 +30,31 @@ def _attention(walk: Walk, node: fx.Node) -> Labels:
     if rows is not None:
         walk.ledger.values.append(rows.long().numpy())
     walk.product(node, "av", av, out=rows)
+    _note(walk, node, (met, labels[:2]), (rows, labels[2:]))
     return out
+
+
+Met = tuple[Tensor | None, list[Tensor | None]]
+
+
+def _note(walk: Walk, node: fx.Node, scored: Met, valued: Met = (None, [])) -> None:
+    """Note a product of two activations, with the rows of its heads and the labels of its sides."""
+    plain = all(
+        axis >= side.dim() - 3
+        for _, sides in (scored, valued)
+        for side in sides
+        if side is not None
+        for axis in varying(side)
+    )
+    rows = [None if met is None else met.long().numpy() for met in (scored[0], valued[0])]
+    walk.ledger.attentions.append(Attention(walk.scope(node), rows[0], rows[1], plain))
 
 
 def _spread_heads(labels: Tensor | None, heads: int) -> Tensor | None:
     """Repeat the key and value heads of grouped-query attention for each query head."""
     if labels is None or labels.dim() < 3 or labels.shape[-3] in (1, heads):
         return labels
-    return labels.repeat_interleave(heads // labels.shape[-3], -3)
+    return tidy(labels.repeat_interleave(heads // labels.shape[-3], -3))
 
 
 def _contract(walk: Walk, q: Tensor | None, k: Tensor | None) -> Tensor | None:
@@ -82,9 +100,11 @@ def _matmul(walk: Walk, node: fx.Node) -> Labels:
     shapes = walk.shape(first), walk.shape(second)
     if min(len(shape) for shape in shapes) < 2:
         walk.spoil([first, second], "multiplied with a vector")
+        _note(walk, node, (None, []))
         walk.product(node, "matmul", math.prod(walk.shape(node)) * shapes[0][-1])
         return None
     if len(shapes[1]) == 2 and len(walk.sources(second)) == 1 and not walk.depends_on_data(second):
+        _note(walk, node, (None, []))
         return through_weight(walk, node, first, second, transposed=True)
     return _activations(walk, node, first, second)
 
@@ -112,6 +132,7 @@ def _activations(walk: Walk, node: fx.Node, first: fx.Node, second: fx.Node) -> 
             walk, x if x_inner else None, y.transpose(-1, -2) if y_inner and y is not None else None
         )
         walk.product(node, "qk" if met is not None else "matmul", macs, contraction=met)
+        _note(walk, node, (met, [x, y]))
         return None
     if y is not None:
         if x is not None:
@@ -121,8 +142,10 @@ def _activations(walk: Walk, node: fx.Node, first: fx.Node, second: fx.Node) -> 
         if attends and rows is not None:
             walk.ledger.values.append(rows.long().numpy())
         walk.product(node, "av" if attends else "matmul", macs, out=rows)
+        _note(walk, node, (None, []), (rows if attends else None, [y]))
         return out
     walk.product(node, "matmul", macs)
+    _note(walk, node, (None, []))
     return x[..., :1].expand(shape) if x is not None else None
 
 
