@@ -1,5 +1,6 @@
 """At which precision an engine runs each product, read from the graph that it executes."""
 
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ def in_onnxruntime(path: Path, names: Iterable[str]) -> dict[str, str]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Precisions are settled here; what comes after it chooses layouts, and renames convolutions.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     wanted = set(names)
     with tempfile.TemporaryDirectory() as scratch:
         options.optimized_model_filepath = str(Path(scratch) / "optimised.onnx")
@@ -143,8 +146,8 @@ def in_onnxruntime(path: Path, names: Iterable[str]) -> dict[str, str]:
         graph = onnx.load(options.optimized_model_filepath).graph
     found: dict[str, str] = {}
     for node in _nodes(graph):
-        # Convolutions that were made of quantised ones are called NAME_token_NUMBER.
-        name = node.name.partition("/")[0].partition("_token_")[0]
+        # Fusion calls convolutions NAME_token_NUMBER or fused NAME.
+        name = re.sub(r"_token_\d+$", "", node.name.partition("/")[0]).removeprefix("fused ")
         if name in wanted:
             found[name] = "int8" if node.op_type in _OF_ONNXRUNTIME else "fp32"
     return found

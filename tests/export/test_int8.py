@@ -93,8 +93,7 @@ def test_openvino_leaves_depthwise_convolutions_out_and_says_so(
         name for name, m in dense.named_modules() if isinstance(m, nn.Conv2d) and m.groups > 1
     }
     assert depthwise <= set(written.left_out) or written.format == "onnx"
-    (note,) = written.warnings()
-    assert "left in fp32 on purpose" in note
+    assert any("left in fp32 on purpose" in note for note in written.warnings())
 
 
 def test_a_gated_model_is_refused_with_the_reason(
