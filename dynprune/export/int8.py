@@ -1,7 +1,7 @@
 """An int8 form of a float32 file: calibrated, with fragile products left out as far as it takes."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def calibrated_for(
 def quantised(
     source: Path,
     target: Path,
-    products: Sequence[str],
+    products: Mapping[str, str],
     calibration: Calibration,
     quantiser: Quantiser,
     *,
@@ -106,7 +106,7 @@ def quantised(
     Args:
         source: the float32 file.
         target: of the int8 file.
-        products: of the source, in their order.
+        products: of the source in their order, see `products_of`.
         calibration: see there.
         quantiser: whose.
         never: products that it must leave alone in any case.
@@ -123,7 +123,7 @@ def quantised(
             target,
             calibration.calls,
             quantiser,
-            leave_out=left_out,
+            leave_out={name: products[name] for name in left_out},
             quick=calibration.quick,
         )
         if before is None or calibration.score is None:

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def pruned_layers(model: nn.Module) -> frozenset[str]:
 
 
 def products_with(
-    precisions: Mapping[str, str], names: Sequence[str], pruned: frozenset[str]
+    precisions: Mapping[str, str], names: Iterable[str], pruned: frozenset[str]
 ) -> tuple[Product, ...]:
     """Return a record of every product.
 
@@ -103,16 +103,17 @@ def fallen(products: Iterable[Product], precision: str) -> tuple[Product, ...]:
     return tuple(p for p in products if p.precision is not None and p.precision != asked)
 
 
-def in_openvino(compiled: Any, names: Iterable[str]) -> dict[str, str]:
+def in_openvino(compiled: Any, products: Mapping[str, str]) -> dict[str, str]:
     """Return name -> precision of the products of a compiled model.
 
     Args:
         compiled: ``openvino.CompiledModel``.
-        names: of products of its file.
+        products: of its file, see `products_of`.
     """
-    wanted = set(names)
+    wanted = {made: name for name, made in products.items()} | {name: name for name in products}
     found: dict[str, str] = {}
-    for node in compiled.get_runtime_model().get_ordered_ops():
+    model = compiled.get_runtime_model()  # held here: its nodes do not keep it alive
+    for node in model.get_ordered_ops():
         told = node.get_rt_info()
         kind = _text(told["layerType"])
         if kind not in ("FullyConnected", "MatMul", "Convolution", "Deconvolution"):
@@ -121,7 +122,7 @@ def in_openvino(compiled: Any, names: Iterable[str]) -> dict[str, str]:
         for part in _text(told["originalLayersNames"]).split(","):
             name = part.strip().partition("/")[0]
             if name in wanted:
-                found[name] = _OF_OPENVINO.get(precision, precision)
+                found[wanted[name]] = _OF_OPENVINO.get(precision, precision)
     return found
 
 

@@ -54,9 +54,12 @@ def name_products(model: onnx.ModelProto) -> None:
         node.name = layer if seen[layer] == 1 else f"{layer}@{seen[layer]}"
 
 
-def products_of(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the names of all products with weights, in the order that they run in."""
-    return tuple(dict.fromkeys(node.name for node in _weighted(model.graph)))
+def products_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return name -> output of all products with weights, in the order that they run in.
+
+    OpenVINO calls the product that makes the result by its output.
+    """
+    return {node.name: node.output[0] for node in _weighted(model.graph)}
 
 
 def depthwise_of(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -91,21 +94,28 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
 def _is_gathered(node: NodeProto, graph: GraphProto) -> bool:
     makers = {name: made for made in graph.node for name in made.output}
     for name in node.input[:2]:
+        gathers = False
         while (made := makers.get(name)) is not None and made.op_type in _KEEPS:
-            if made.op_type in _GATHERS and made.input[0] not in makers:
-                return True
+            gathers = gathers or (made.op_type in _GATHERS and made.input[1] in makers)
             name = made.input[0]
+        is_made = made is not None and made.op_type != "Constant"
+        if gathers and not is_made and name not in {value.name for value in graph.input}:
+            return True
     return False
 
 
 def _weighted(graph: GraphProto, outer: frozenset[str] = frozenset()) -> Iterator[NodeProto]:
     """Yield the products one of whose factors is made of constants alone, but for gathering."""
     weights = outer | {weight.name for weight in graph.initializer}
+    # A single row from the left sums up tokens: a gate pools so; it is no layer.
+    rows = {weight.name for weight in graph.initializer if [*weight.dims][-2:-1] == [1]}
     makers = {name: node for node in graph.node for name in node.output}
     weights |= {name for name, node in makers.items() if node.op_type == "Constant"}
     for node in graph.node:
         if node.op_type in PRODUCTS and any(
-            _is_weight(name, makers, weights) for name in node.input[:2]
+            _is_weight(name, makers, weights)
+            for name in node.input[:2]
+            if name != node.input[0] or name not in rows
         ):
             yield node
         for attribute in node.attribute:

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ def quantise(
     calls: Iterable[Example],
     quantiser: Quantiser,
     *,
-    leave_out: Sequence[str] = (),
+    leave_out: Mapping[str, str] | None = None,
     quick: bool = False,
 ) -> None:
     """Write an int8 form of a file: ranges of activations by running it on calls.
@@ -40,7 +40,7 @@ def quantise(
         target: ``.xml`` for nncf, else ``.onnx``.
         calls: inputs like those to come.
         quantiser: whose; ``nncf`` for OpenVINO.
-        leave_out: names of nodes that stay in float32.
+        leave_out: name -> output of nodes that stay in float32.
         quick: leave out what costs time and only helps accuracy, to time the result.
 
     Raises:
@@ -58,7 +58,7 @@ def quantise(
             "target": str(target),
             "calls": count,
             "quantiser": quantiser,
-            "leave_out": list(leave_out),
+            "leave_out": dict(leave_out or {}),
             "quick": quick,
         }
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")

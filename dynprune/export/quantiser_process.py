@@ -37,21 +37,44 @@ def _by_nncf(place: Path, request: dict[str, Any]) -> None:
     import nncf
     import openvino
 
-    # A convolution with a bias becomes two operations in OpenVINO.
-    ignored = [f"{name}{end}" for name in request["leave_out"] for end in ("", "/WithoutBiases")]
     model = openvino.Core().read_model(request["source"])
+    ignored = _names_in(model, request["leave_out"])
     quantised = nncf.quantize(
         model,
         nncf.Dataset(list(_calls(place, request))),
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=request["calls"],
-        ignored_scope=nncf.IgnoredScope(names=ignored, validate=False),
+        ignored_scope=nncf.IgnoredScope(names=ignored),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             disable_bias_correction=request["quick"]
         ),
     )
     openvino.save_model(quantised, request["target"], compress_to_fp16=False)
+
+
+def _names_in(model: Any, products: dict[str, str]) -> list[str]:
+    """Return what OpenVINO calls products: their names, with an end, or by what they make."""
+    kinds = {"Convolution", "GroupConvolution", "MatMul"}
+    found = {}
+    for node in model.get_ops():
+        if node.get_type_name() in kinds:
+            found[node.get_friendly_name().removesuffix("/WithoutBiases")] = node
+        for made in (name for output in node.outputs() for name in output.get_names()):
+            before = node
+            while before.get_type_name() not in kinds and before.get_input_size():
+                if before.get_type_name() not in ("Add", "Result"):
+                    break
+                before = before.input_value(0).get_node()
+            if before.get_type_name() in kinds:
+                found.setdefault(made, before)
+    missing = [n for n, made in products.items() if n not in found and made not in found]
+    if missing:
+        raise ValueError(f"OpenVINO's graph holds no product called {missing[0]}")
+    return [
+        found[name if name in found else made].get_friendly_name()
+        for name, made in products.items()
+    ]
 
 
 def _by_onnxruntime(place: Path, request: dict[str, Any]) -> None:
