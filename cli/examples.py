@@ -22,14 +22,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "dynprune apply --recipe segformer-b2 --data ADEChallengeData2016 -o gated",
         "dynprune apply my_vit --recipe any --data photos -o gated",
         "dynprune apply my_vit --recipe any --set apply.gate.choose=fixed -o narrow",
-        "dynprune apply MODEL --recipe any --data DATA --set apply.gate.choose=auto -o out",
+        "dynprune apply vit --recipe any --data DATA --set apply.gate.choose=auto -o out",
     ),
     "consolidate": ("dynprune consolidate run --data photos -o routed",),
     "check": ("dynprune check gated --data photos",),
     "distill": (
         "dynprune distill --recipe segformer-b2 --data DATA --teacher MODEL -o run",
-        "dynprune distill --recipe vit-classification --data DATA --teacher MODEL -o run",
-        "dynprune distill --recipe any-features --data mine:f --teacher mine:make -o run",
+        "dynprune distill --recipe vit-classification --data DATA --teacher VIT -o run",
+        "dynprune distill --recipe any-features --data mine:f --teacher mine:g -o run",
         "dynprune distill --data DATA --teacher MODEL -o run --resume",
     ),
     "eval": (
