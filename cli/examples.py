@@ -22,7 +22,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "dynprune apply --recipe segformer-b2 --data ADEChallengeData2016 -o gated",
         "dynprune apply my_vit --recipe any --data photos -o gated",
         "dynprune apply my_vit --recipe any --set apply.gate.choose=fixed -o narrow",
-        "dynprune apply vit --recipe any --data DATA --set apply.gate.choose=auto -o out",
+        "dynprune apply vit --recipe any --data D --set apply.gate.choose=auto -o out",
     ),
     "consolidate": ("dynprune consolidate run --data photos -o routed",),
     "check": ("dynprune check gated --data photos",),
