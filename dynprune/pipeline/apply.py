@@ -239,7 +239,7 @@ def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
     if known.from_files:
         if (gone := why_narrow(known.rewrites)) is not None:
             raise UsageError(
-                f"{gone} were removed for good before this model was written, so its files hold "
+                f"{gone} were removed permanently before this model was written, so its files hold "
                 f"no dense weights. Load the dense model that it was made from ({known.name})."
             )
         if known.refitted and not known.steps and not keep_refitted:
