@@ -15,7 +15,7 @@ from dynprune.models import load_model
 from dynprune.pipeline.arguments import model_arguments
 from dynprune.recipe import load_recipe
 from dynprune.rewrite import FoldedDecoder, rewrite
-from dynprune.rewrite.decoder import bands
+from dynprune.rewrite.decoder import row_tiles
 
 
 def main() -> None:
@@ -41,15 +41,15 @@ def main() -> None:
 
         def at(elements: int) -> Callable[[], None]:
             def run() -> None:
-                bands.BAND = elements
+                row_tiles.BAND = elements
                 decoder(*calls[0])
 
             return run
 
         forms = {
             "one band": at(1 << 62),
-            "bands": at(bands.BAND),
-            "bands, twice": at(2 * bands.BAND),
+            "bands": at(row_tiles.BAND),
+            "bands, twice": at(2 * row_tiles.BAND),
         }
         times = interleaved(forms, repeats=options.runs)
     for name, found in times.items():

@@ -75,6 +75,7 @@ class Row:
 
 
 PICTURE = (1, 3, 512, 512)
+FIXED = ("apply.gate.choose=fixed",)
 ROWS = {
     "b2-50": Row("segformer-b2", 0.5, PICTURE, ENGINES),
     "b2-30": Row("segformer-b2", 0.3, PICTURE, ENGINES),
@@ -86,6 +87,10 @@ ROWS = {
     "b0-50-batch-8": Row("segformer-b0", 0.5, (8, *PICTURE[1:])),
     "vit-s-50": Row("any", 0.5, (1, 3, 224, 224), overrides=VIT),
     "minilm-50": Row("minilm", 0.5, (1, 128)),
+    "b2-50-fixed": Row("segformer-b2", 0.5, PICTURE, ENGINES, FIXED),
+    "b0-50-fixed": Row("segformer-b0", 0.5, PICTURE, ENGINES, FIXED),
+    "vit-s-50-fixed": Row("any", 0.5, (1, 3, 224, 224), ENGINES, (*VIT, *FIXED)),
+    "minilm-50-fixed": Row("minilm", 0.5, (1, 128), overrides=FIXED),
 }
 
 
@@ -212,7 +217,7 @@ shared the cache before and after it, as two cores of one processor do; with `--
 they did not.
 
 A row's name is the model and its prune ratio in per cent; -batch-N is the input's first size,
--apart says that the cores shared no cache.
+-fixed has one set of neurons for all inputs, -apart says that the cores shared no cache.
 
 - **dense** is the published model, in files with its own norms, **rewritten** has the lossless
   rewrites alone, **pruned** has the gates too, which choose neurons for every input inside the

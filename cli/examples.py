@@ -22,14 +22,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "dynprune apply --recipe segformer-b2 --data ADEChallengeData2016 -o gated",
         "dynprune apply my_vit --recipe any --data photos -o gated",
         "dynprune apply my_vit --recipe any --set apply.gate.choose=fixed -o narrow",
-        "dynprune apply my_vit --recipe any --set apply.gate.choose=auto --data photos -o routed",
+        "dynprune apply vit --recipe any --data D --set apply.gate.choose=auto -o out",
     ),
     "consolidate": ("dynprune consolidate run --data photos -o routed",),
     "check": ("dynprune check gated --data photos",),
     "distill": (
         "dynprune distill --recipe segformer-b2 --data DATA --teacher MODEL -o run",
-        "dynprune distill --recipe vit-classification --data photos --teacher my_vit -o run",
-        "dynprune distill --recipe any-features --data mine:calls --teacher mine:make -o run",
+        "dynprune distill --recipe vit-classification --data DATA --teacher VIT -o run",
+        "dynprune distill --recipe any-features --data mine:f --teacher mine:g -o run",
         "dynprune distill --data DATA --teacher MODEL -o run --resume",
     ),
     "eval": (
@@ -41,6 +41,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "export": (
         "dynprune export run --format onnx -o model.onnx",
         "dynprune export run --format openvino -o model.xml",
+        "dynprune export run --format openvino --precision int8 --data DATA -o i8.xml",
     ),
     "report flops": (
         "dynprune report flops gated --input-size 512x512",

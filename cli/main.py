@@ -112,7 +112,7 @@ def _root(
 
 
 def _register() -> None:
-    """Give the app its verbs. Their modules import torch only when they run."""
+    """Register the app's verbs. Their modules import torch only when they run."""
     from . import (
         apply,
         check,

@@ -65,7 +65,7 @@ def flops(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Show the whole tree of modules.")] = False,
     sort: Annotated[
-        bool, typer.Option("--sort", help="Show the dearest modules first, as a table.")
+        bool, typer.Option("--sort", help="Show the costliest modules first, as a table.")
     ] = False,
     counters: Annotated[
         bool,
@@ -248,7 +248,7 @@ def _by_block(layers: "Sequence[LayerMacs]") -> Table:
 
 
 def _by_cost(layers: "Sequence[LayerMacs]") -> Table:
-    dearest = sorted(layers, key=lambda layer: -max(layer.dense, layer.pruned))
+    costliest = sorted(layers, key=lambda layer: -max(layer.dense, layer.pruned))
     return table(
         "module",
         ">dense M MACs",
@@ -259,7 +259,7 @@ def _by_cost(layers: "Sequence[LayerMacs]") -> Table:
                 f"{layer.dense / 1e6:,.2f}",
                 f"{layer.pruned / 1e6:,.2f}",
             )
-            for layer in dearest
+            for layer in costliest
         ],
     )
 

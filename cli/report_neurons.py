@@ -48,7 +48,7 @@ def run(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Tell every gated neuron's energy and firing rate, and how far kept sets differ by image.
+    """Tell every gated neuron's importance and firing rate, and how far kept sets differ by image.
 
     Type I is always useful, II depends on the input, III is never useful. An overlap of 1 says
     that every image keeps the same neurons: such a gate is not dynamic. Pictures whose names
@@ -62,13 +62,13 @@ def run(
     from dynprune.measure.calls import TaskCalls
     from dynprune.measure.expert_use import expert_use
     from dynprune.measure.neurons import neuron_report
-    from dynprune.measure.overlap import worlds_of
+    from dynprune.measure.overlap import domains_of
     from dynprune.models import is_fixed
 
     place = choose_device(device)
     work = open_work(data, (split,), model, followed, terminal, device=place, settle=False)
     calls = TaskCalls(work.parts[0], images, device=place)
-    worlds = worlds_of(map(Path, calls.names)) if work.kind.pictures else ()
+    worlds = domains_of(map(Path, calls.names)) if work.kind.pictures else ()
     if is_fixed(work.loaded.module):
         with terminal.progress("neurons") as step:
             used = expert_use(work.loaded.module, calls, progress=step)

@@ -98,8 +98,8 @@ def run(
     followed = find_recipe(model, recipe, overrides)
     prepare(threads, followed)
     from dynprune.gate import is_gated
-    from dynprune.report.findings import gather, gather_task
     from dynprune.report.page import render, write_page
+    from dynprune.report.results import gather, gather_task
 
     place = choose_device(device)
     work = open_work(data, (split,), model, followed, terminal, device=place, teacher=teacher)

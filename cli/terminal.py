@@ -60,7 +60,7 @@ class Terminal:
         sys.stdout.flush()
 
     def note(self, message: str) -> None:
-        """Tell what is going on."""
+        """Say what is going on."""
         if not self.quiet:
             self.err.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
@@ -69,7 +69,7 @@ class Terminal:
         self.note(f"next: {command}")
 
     def error(self, message: str) -> None:
-        """Tell what went wrong."""
+        """Say what went wrong."""
         self.err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The Python interface: inspect, apply, check, restore, save and load, on any module."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def apply(
     example: ExampleLike,
     recipe: Recipe | str | Path,
     *,
-    calibration: Iterable[ExampleLike] | None = None,
+    calibration: ExampleLike | Iterable[ExampleLike] | None = None,
     inplace: bool = True,
     predictor: PredictorFactory | None = None,
     importance: Importance | None = None,
@@ -71,7 +71,8 @@ def apply(
             it is gated where it stands.
         example: one call of it, batch first.
         recipe: a name, a file or a `Recipe`.
-        calibration: a few calls with real inputs, from which the gates start.
+        calibration: a few calls with real inputs, from which the gates start; one alone, a tensor
+            or a mapping, is one call.
         inplace: change ``model`` itself; a copy where false, without what wraps it.
         predictor: makes each gate's predictor from (features, neurons), as
             `dynprune.gate.predictor.PredictorFactory` says; dynprune's own where None. `load` needs
@@ -94,7 +95,7 @@ def apply(
         raise UsageError("apply needs a recipe: a name such as 'segformer-b0', a file, or a Recipe")
     if not inplace:
         given = model = _copied(model)
-    calls = None if calibration is None else (_example(call) for call in calibration)
+    calls = None if calibration is None else _examples(calibration)
     pipeline.apply_recipe(
         _loaded(model, example),
         chosen,
@@ -134,10 +135,7 @@ def check(
         >>> [(verdict.name, verdict.status) for verdict in report.verdicts[:2]]
         [('nothing skipped equals dense', 'ok'), ('compact equals masked', 'ok')]
     """
-    if isinstance(calls, (Example, Tensor, Mapping)):
-        given = [_example(calls)]
-    else:
-        given = [_example(call) for call in calls]
+    given = list(_examples(calls))
     if not given:
         raise UsageError("check needs a call of the model: a tensor, a mapping, or a list of calls")
     return pipeline.check_model(_loaded(unwrapped(model), given[0]), given, export=export)
@@ -208,6 +206,14 @@ def _example(example: ExampleLike) -> Example:
     if isinstance(example, Mapping):
         return Example((), dict(example))
     return Example(example if isinstance(example, tuple) else (example,))
+
+
+def _examples(calls: ExampleLike | Iterable[ExampleLike]) -> Iterator[Example]:
+    """Yield calls: a tensor or a mapping is one, and its rows or names are none."""
+    if isinstance(calls, (Example, Tensor, Mapping)):
+        yield _example(calls)
+    else:
+        yield from (_example(call) for call in calls)
 
 
 def _recipe(recipe: Recipe | str | Path | None) -> Recipe | None:

@@ -10,7 +10,9 @@ from torch.utils import _pytree as pytree
 
 __all__ = ["Example", "Ids"]
 
-Ids = Literal["turned", "columns", "kept"]
+HIDDEN = 1e3  # what is added to a score hides it from this size on
+
+Ids = Literal["turned", "columns", "first", "kept"]
 """How the whole numbers of a call vary between the instances that are made of it."""
 
 
@@ -51,13 +53,15 @@ class Example:
         Every tensor whose first axis is the batch is repeated. Floating-point tensors then get
         their own noise per instance. Integer tensors are turned along their last axis; where that
         has one place (ids of one column, time steps) each instance gets another of the values that
-        are there, or one just below. Masks (all ones, boolean, or called so) stay as they are.
+        are there, or one just below. Masks (all ones, boolean, called so, or added to scores) stay
+        as they are.
 
         Args:
             instances: batch of the new call.
             seed: of the noise.
             ids: ``turned`` as above, ``columns`` to give every place another value of its own
-                column (fields that know other numbers each), or ``kept`` as they are.
+                column (fields that know other numbers each), ``first`` to turn those of the first
+                tensor alone (the others may be places or edges in order), or ``kept`` as they are.
         """
         wide = self._repeated(instances)
         leaves, spec = pytree.tree_flatten_with_path((self.args, dict(self.kwargs)))
@@ -68,7 +72,7 @@ class Example:
         varied = False
         for place, (path, given) in enumerate(leaves):
             leaf = others[place]
-            if leaf is given or not leaf.numel() or leaf.dtype == torch.bool:
+            if leaf is given or not leaf.numel() or leaf.dtype == torch.bool or _is_added(given):
                 continue
             if leaf.is_floating_point():
                 noise = torch.randn(leaf.shape, generator=generator).to(leaf)
@@ -77,11 +81,12 @@ class Example:
             elif ids != "kept" and "mask" not in str(path[-1:]):
                 one_column = leaf.dim() == 1 or leaf.shape[-1] == 1
                 (numbers if one_column or leaf.max() > 1 else marks).append(place)
-        for place in numbers or (marks if not varied else []):
+        places = numbers or (marks if not varied else [])
+        for place in places[:1] if ids == "first" else places:
             given, leaf = leaves[place][1], others[place]
             if leaf.dim() == 1 or leaf.shape[-1] == 1:
                 others[place] = _other_column(leaf, given, seed)
-            elif ids == "turned":
+            elif ids in ("turned", "first"):
                 others[place] = _turned(leaf, given, seed)
             else:
                 columns = zip(leaf.unbind(-1), given.unbind(-1), strict=True)
@@ -104,6 +109,14 @@ class Example:
         """Move every tensor to ``device``."""
         move = pytree.tree_map_only(Tensor, lambda t: t.to(device), (self.args, dict(self.kwargs)))
         return Example(*move)
+
+
+def _is_added(given: Tensor) -> bool:
+    """Return whether a tensor is a mask that is added to scores: zeros and a number far below."""
+    if not given.is_floating_point():
+        return False
+    hidden = given <= -HIDDEN
+    return bool(hidden.any()) and bool((hidden | (given == 0)).all())
 
 
 def _known(given: Tensor) -> list[int]:

@@ -55,7 +55,7 @@ ELSEWHERE = {
     "dynprune/gate/equation.py": "tests/gate/test_products.py narrows Einstein sums by it",
     "dynprune/gate/proof.py": "tests/gate/test_verify.py proves with it",
     "dynprune/gate/slots.py": "tests/gate/test_products.py narrows every form of attention by it",
-    "dynprune/graph/gather.py": GROUPS,
+    "dynprune/graph/partition.py": GROUPS,
     "dynprune/graph/neurons.py": GROUPS,
     "dynprune/graph/reasons.py": GROUPS,
     "dynprune/graph/rules/layers.py": RULES,

@@ -95,8 +95,8 @@ def _world_table(results: Results) -> str:
                 *(_fraction(overlap.get(key)) for key in ("same_world", "different_worlds")),
             )
         )
-    worlds_of = next((r[0]["per_world"] for _, r in _ordered(results) if r[0]["per_world"]), {})
-    return _table(("", *worlds_of, "overlap in a world", "between worlds"), lines) if lines else ""
+    domains_of = next((r[0]["per_world"] for _, r in _ordered(results) if r[0]["per_world"]), {})
+    return _table(("", *domains_of, "overlap in a world", "between worlds"), lines) if lines else ""
 
 
 def _class_table(results: Results, dataset: str) -> str:

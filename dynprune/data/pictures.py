@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dynprune.data.whole import missing_pixels
+from dynprune.data.truncation import missing_pixels
 from dynprune.errors import InputError, OutputError
 
 __all__ = [

@@ -4,7 +4,7 @@ from dynprune.distill.batches import Batch, BatchSource, SharedSource
 from dynprune.distill.checkpoint import Checkpoint, CheckpointStore
 from dynprune.distill.features import Observed, Observer
 from dynprune.distill.interrupt import Interrupted
-from dynprune.distill.journal import Record
+from dynprune.distill.metrics_log import Record
 from dynprune.distill.optimizer import AdamW
 from dynprune.distill.plan import Execution, Reporting, TrainingPlan
 from dynprune.distill.processes import is_first_process, join_processes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dynprune.distill.batches import BatchSource, batches
 from dynprune.distill.checkpoint import Checkpoint, CheckpointStore
 from dynprune.distill.interrupt import Interrupted, StopRequested, StopSignal
-from dynprune.distill.journal import Journal, Record
+from dynprune.distill.metrics_log import MetricsLog, Record
 from dynprune.distill.step import Stepper, StepResult
 from dynprune.errors import UsageError
 
@@ -87,7 +87,7 @@ class Run:
         self._began_step, self._began = self.step, time.perf_counter()
 
     def until(
-        self, last: int, source: BatchSource, journal: Journal | None, stop: StopSignal
+        self, last: int, source: BatchSource, journal: MetricsLog | None, stop: StopSignal
     ) -> Iterator[Record]:
         """Carry out the steps up to ``last`` and yield records.
 
@@ -252,7 +252,7 @@ class Run:
         return self.step == last or (every is not None and self.step % every == 0)
 
     @staticmethod
-    def _written(record: Record, journal: Journal | None) -> Record:
+    def _written(record: Record, journal: MetricsLog | None) -> Record:
         if journal is not None:
             journal.write(record)
         return record

@@ -11,8 +11,8 @@ from dynprune.distill import fingerprint as fingerprints
 from dynprune.distill.batches import BatchSource
 from dynprune.distill.checkpoint import CheckpointStore
 from dynprune.distill.interrupt import StopSignal
-from dynprune.distill.journal import Journal, Record
 from dynprune.distill.lock import OutputLock
+from dynprune.distill.metrics_log import MetricsLog, Record
 from dynprune.distill.plan import TrainingPlan
 from dynprune.distill.processes import join_processes
 from dynprune.distill.run import Run, Validate
@@ -109,7 +109,9 @@ def train(
         run.begin(first, saved)
         journal = None
         if output is not None and accelerator.is_main_process:
-            journal = Journal(output, after_step=run.step, tensorboard=plan.reporting.tensorboard)
+            journal = MetricsLog(
+                output, after_step=run.step, tensorboard=plan.reporting.tensorboard
+            )
             stack.enter_context(journal)
         stop = stack.enter_context(StopSignal())
         yield from run.until(last, batch, journal, stop)

@@ -15,10 +15,10 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from dynprune.example import Example
+from dynprune.export.atomic import atomic_file
 from dynprune.export.facts import KEY, FileFacts
 from dynprune.export.int8 import TOLERANCE as INT8_TOLERANCE
 from dynprune.export.int8 import Calibration, Quantised, calibrated_for, quantised, refuse_gathered
-from dynprune.export.kept import kept_file
 from dynprune.export.passes.groups import sorted_product
 from dynprune.export.passes.instances import over_instances
 from dynprune.export.precision import in_onnxruntime, products_with, pruned_layers
@@ -73,7 +73,7 @@ def export_onnx(
         refuse_gathered(model, "ONNX Runtime")
         calibration = calibrated_for(calibration, example, fixed=fixed_size)
     made = Quantised((), None)
-    with kept_file(path, overwrite=overwrite) as place:
+    with atomic_file(path, overwrite=overwrite) as place:
         proto, traced = onnx_model(model, example, target="onnxruntime", fixed_size=fixed_size)
         names = products_of(proto)
         if precision == "int8" and calibration is not None:

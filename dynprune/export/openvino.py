@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
+from dynprune.export.atomic import atomic_file
 from dynprune.export.facts import KEY, FileFacts
 from dynprune.export.int8 import TOLERANCE as INT8_TOLERANCE
 from dynprune.export.int8 import Calibration, Quantised, calibrated_for, quantised, refuse_gathered
-from dynprune.export.kept import kept_file
 from dynprune.export.onnx import onnx_model
 from dynprune.export.passes.bfloat16 import gathered_in_bfloat16
 from dynprune.export.precision import in_openvino, products_with, pruned_layers
@@ -75,7 +75,7 @@ def export_openvino(
     if precision == "int8":
         refuse_gathered(model, "OpenVINO")
         calibration = calibrated_for(calibration, example, fixed=fixed_size)
-    with kept_file(path, overwrite=overwrite) as place:
+    with atomic_file(path, overwrite=overwrite) as place:
         proto, traced = onnx_model(model, example, target="openvino", fixed_size=fixed_size)
         names = products_of(proto)
         made = _written(proto, place, precision, calibration, facts)

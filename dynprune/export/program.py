@@ -15,14 +15,14 @@ from torch.utils import _pytree as pytree
 
 from dynprune.errors import UsageError
 from dynprune.example import Example
-from dynprune.export.passes.centred import centre_norms
 from dynprune.export.passes.instances import COPIES
 from dynprune.export.passes.kernels import choose_kernels
 from dynprune.export.passes.movements import simplify_movements
+from dynprune.export.passes.nchw import multiply_in_nchw
 from dynprune.export.passes.norms import absorb_norms, scale_keys
-from dynprune.export.passes.planes import multiply_in_planes
 from dynprune.export.passes.products import multiply_in_batches
-from dynprune.export.passes.selections import simplify_selections
+from dynprune.export.passes.rms_norms import norms_to_rms_norms
+from dynprune.export.passes.top_k import fuse_top_k
 from dynprune.gate import gates, set_execution
 from dynprune.gate.route import routers
 from dynprune.host.modes import at_inference, evaluating
@@ -119,14 +119,14 @@ def exportable(
     simplify_movements(program)
     absorb_norms(program)
     scale_keys(program)
-    simplify_selections(program)
+    fuse_top_k(program)
     if target == "onnxruntime":
-        multiply_in_planes(program)
+        multiply_in_nchw(program)
         choose_kernels(program)
     else:
         multiply_in_batches(program)
         if not as_published:
-            centre_norms(program)
+            norms_to_rms_norms(program)
     users = program.graph_signature.user_inputs
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     names = _input_names(model, example)

@@ -9,6 +9,7 @@ from torch import nn
 
 from dynprune.errors import GateError
 from dynprune.example import Example
+from dynprune.gate.bisection import those_that_run
 from dynprune.gate.caches import modules_with_caches
 from dynprune.gate.carriers import carry
 from dynprune.gate.config import GateConfig
@@ -20,7 +21,6 @@ from dynprune.gate.padding_trial import padding_faults
 from dynprune.gate.plan import GroupPlan, gated
 from dynprune.gate.probe import Probe, probe, small_example
 from dynprune.gate.settle import forget_means, settle
-from dynprune.gate.survive import those_that_run
 from dynprune.gate.token_trial import those_per_token
 from dynprune.gate.verify import verify
 from dynprune.graph.groups import ancestor

@@ -82,7 +82,7 @@ def why_not_fixed(model: nn.Module, plan: GroupPlan) -> str | None:
 
 
 def only_fixable(model: nn.Module, plans: Sequence[GroupPlan]) -> list[GroupPlan]:
-    """Refuse the plans whose neurons cannot be removed for good, each with its reason."""
+    """Refuse the plans whose neurons cannot be removed permanently, each with its reason."""
     reasons = [why_not_fixed(model, plan) for plan in plans]
     return [p if why is None else p.refused(why) for p, why in zip(plans, reasons, strict=True)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from dynprune.graph.labels import ids
-from dynprune.graph.ledger import Layer
+from dynprune.graph.propagation import Layer
 from dynprune.graph.walk import Walk
 
 __all__ = ["Branch", "branch_beside"]
@@ -71,6 +71,6 @@ def _makers(walk: Walk, labels: Tensor | None) -> Sequence[Layer]:
     """Return the layers that make these neurons."""
     if labels is None:
         return ()
-    layers = list(walk.ledger.layers.values())
-    places = walk.ledger.owner(ids(labels).long().numpy())
+    layers = list(walk.propagation.layers.values())
+    places = walk.propagation.owner(ids(labels).long().numpy())
     return [layers[place] for place in sorted(set(places.tolist()))]

@@ -2,17 +2,19 @@
 
 import numpy as np
 
-from dynprune.graph.ledger import Ids, Ledger
 from dynprune.graph.neurons import Axis, MacNode, NeuronGroup
+from dynprune.graph.propagation import Ids, Propagation
 
 __all__ = ["cost_nodes"]
 
 
-def cost_nodes(ledger: Ledger, owner: Ids, groups: tuple[NeuronGroup, ...]) -> tuple[MacNode, ...]:
+def cost_nodes(
+    propagation: Propagation, owner: Ids, groups: tuple[NeuronGroup, ...]
+) -> tuple[MacNode, ...]:
     """Return every product of a walk the shares that candidate groups have in its axes.
 
     Args:
-        ledger: what the walk found.
+        propagation: what the walk found.
         owner: place among ``groups`` of each id's group, or -1.
         groups: the groups; only candidates get shares.
     """
@@ -31,5 +33,6 @@ def cost_nodes(ledger: Ledger, owner: Ids, groups: tuple[NeuronGroup, ...]) -> t
         )
 
     return tuple(
-        MacNode(p.module, p.op, p.macs, axis(p.out), axis(p.contraction)) for p in ledger.products
+        MacNode(p.module, p.op, p.macs, axis(p.out), axis(p.contraction))
+        for p in propagation.products
     )

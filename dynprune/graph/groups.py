@@ -10,8 +10,8 @@ from torch import nn
 from dynprune.example import Example
 from dynprune.graph.causality import Causality, find_causality
 from dynprune.graph.costs import cost_nodes
-from dynprune.graph.gather import gather
 from dynprune.graph.neurons import MacNode, NeuronGroup
+from dynprune.graph.partition import partition
 from dynprune.graph.rules import RULES
 from dynprune.graph.trace import Method, Trace, trace
 from dynprune.graph.walk import Rule, Walk
@@ -64,19 +64,19 @@ def find_groups(
     """
     start = time.perf_counter()
     traced = trace(model, example)
-    ledger = Walk(traced, rules).run()
-    found, owner = gather(ledger)
+    propagation = Walk(traced, rules).run()
+    found, owner = partition(propagation)
     for branch in traced.branches:
         found = list(_held_against(found, branch, rules))
     causality = find_causality(model, example, found)
     groups = tuple(_judged(group, causality) for group in found)
     return Grouping(
         groups,
-        cost_nodes(ledger, owner, groups),
+        cost_nodes(propagation, owner, groups),
         time.perf_counter() - start,
         traced.method,
         traced.notes,
-        frozenset(layer.module for layer in ledger.layers.values() if layer.transposed),
+        frozenset(layer.module for layer in propagation.layers.values() if layer.transposed),
     )
 
 
@@ -91,10 +91,10 @@ def _held_against(
     groups: Iterable[NeuronGroup], branch: Trace, rules: Mapping[str, Rule]
 ) -> Iterator[NeuronGroup]:
     """Refuse the groups whose layers do something else with their neurons on another branch."""
-    ledger = Walk(branch, rules).run()
-    others = gather(ledger)[0]
+    propagation = Walk(branch, rules).run()
+    others = partition(propagation)[0]
     alike = {_identity(other) for other in others if other.reason is None}
-    runs = {layer.module for layer in ledger.layers.values()}
+    runs = {layer.module for layer in propagation.layers.values()}
     for group in groups:
         if group.reason is not None or _identity(group) in alike or runs.isdisjoint(group.modules):
             yield group

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynprune.graph.ledger import Layer
 from dynprune.graph.neurons import NeuronGroup
+from dynprune.graph.propagation import Layer
 from dynprune.graph.rules.pointwise import ADDED
 from dynprune.graph.walk import RETURNED
 

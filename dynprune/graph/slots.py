@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynprune.graph.ledger import Attention, Ids
+from dynprune.graph.propagation import Attention, Ids
 
 __all__ = ["HeadSlots", "slots_of"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from dynprune.graph.labels import compact, tidy
-from dynprune.graph.ledger import Ids, Layer, Ledger, Product
+from dynprune.graph.propagation import Ids, Layer, Product, Propagation
 from dynprune.graph.trace import Trace, writes_in_place
 
 __all__ = ["RETURNED", "Labels", "Rule", "Walk", "operation"]
@@ -62,14 +62,14 @@ class Walk:
         rules: operation -> what it does to labels.
 
     Attributes:
-        ledger: what was found.
+        propagation: what was found.
         runs: layer -> every node that runs it, with the node of its input.
     """
 
     def __init__(self, trace: Trace, rules: Mapping[str, Rule]) -> None:
         self.trace = trace
         self.rules = rules
-        self.ledger = Ledger()
+        self.propagation = Propagation()
         self.runs: dict[Layer, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
         self._labels: dict[fx.Node, Labels] = {}
         self._names: dict[fx.Node, tuple[str, ...]] = dict(trace.names)
@@ -85,10 +85,10 @@ class Walk:
                 for end in range(1, len(parts) + 1):
                     self._operations[".".join(parts[:end])].append(name)
 
-    def run(self) -> Ledger:
+    def run(self) -> Propagation:
         """Walk the whole graph."""
         self._graph(self.trace.module, [])
-        return self.ledger
+        return self.propagation
 
     # -- what rules ask of a node
 
@@ -164,17 +164,17 @@ class Walk:
 
     # -- what rules report
 
-    def spoil(self, nodes: Iterable[Any], reason: str) -> None:
+    def disqualify(self, nodes: Iterable[Any], reason: str) -> None:
         """Taint the labels of these arguments."""
         for node in nodes:
             found = self._labels.get(node) if isinstance(node, fx.Node) else None
             for labels in found if isinstance(found, list) else [found]:
-                self.ledger.taint(labels, reason)
+                self.propagation.disqualify(labels, reason)
 
-    def spoil_others(self, node: fx.Node, *handled: Any) -> None:
+    def disqualify_others(self, node: fx.Node, *handled: Any) -> None:
         """Taint every labelled argument that a rule does not handle."""
         others = [n for n in node.all_input_nodes if not any(n is h for h in handled)]
-        self.spoil(others, f"used in an unexpected place of {operation(node)}")
+        self.disqualify(others, f"used in an unexpected place of {operation(node)}")
 
     def product(
         self,
@@ -192,7 +192,7 @@ class Walk:
             return None if labels is None else labels.reshape(-1).long().numpy()
 
         entry = Product(self.scope(node), op, macs, array(out), array(contraction))
-        self.ledger.products.append(entry)
+        self.propagation.products.append(entry)
 
     def layer(self, node: fx.Node, weight: Any, inputs: int, outputs: int) -> Layer:
         """The layer that a product with a weight belongs to, with its faults."""
@@ -206,7 +206,7 @@ class Walk:
                 faults.append(f"the weight of {owner} is also read outside of it")
             elif readers.count(owner) > 1:
                 faults.append(f"{owner} is called {readers.count(owner)} times")
-        layer = self.ledger.layer(name or f"%{node.name}", owner or scope, inputs, outputs)
+        layer = self.propagation.layer(name or f"%{node.name}", owner or scope, inputs, outputs)
         layer.faults += [fault for fault in faults if fault not in layer.faults]
         return layer
 
@@ -275,7 +275,7 @@ class Walk:
                     outputs = node.args[0]
                     outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
                     return [self.labels(out) for out in outputs]
-                self.spoil(node.all_input_nodes, RETURNED)
+                self.disqualify(node.all_input_nodes, RETURNED)
             elif node.op == "call_function" and node not in idle:
                 if any(used in self._from_data for used in node.all_input_nodes):
                     self._from_data.add(node)
@@ -296,16 +296,16 @@ class Walk:
         rule = self.rules.get(name)
         if rule is None or not hasattr(node.target, "_schema"):
             labelled = [n for n in node.all_input_nodes if self._labels.get(n) is not None]
-            self.spoil(labelled, f"passes through {name}, of which nothing is known")
+            self.disqualify(labelled, f"passes through {name}, of which nothing is known")
             return None
         if writes_in_place(node):
-            self.spoil(node.all_input_nodes, f"overwritten in place by {name}")
+            self.disqualify(node.all_input_nodes, f"overwritten in place by {name}")
         try:
             found = rule(self, node)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
             # An operation in a form that its rule does not foresee must refuse, never crash.
             logger.debug("no rule for %s", node.format_node(), exc_info=True)
-            self.spoil(node.all_input_nodes, f"passes through {name} in an unknown form")
+            self.disqualify(node.all_input_nodes, f"passes through {name} in an unknown form")
             return None
         if isinstance(found, list):
             return [_kept(labels) for labels in found]

@@ -46,7 +46,7 @@ def close_fused_paths(model: nn.Module, replaced: Iterable[nn.Module]) -> tuple[
 
 
 def open_fused_paths(closed: Sequence[ClosedPath]) -> None:
-    """Give every fused module its own value back, in place."""
+    """Put every fused module's own value back, in place."""
     for module, attribute, value in closed:
         setattr(module, attribute, value)
 

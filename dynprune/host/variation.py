@@ -21,7 +21,7 @@ SMALL = 128  # pixels a side that suffice to see how a model handles its neurons
 SHORT = 32  # ids of a sequence, likewise
 
 #: Ways in which whole numbers vary, the most telling first.
-_WAYS: tuple[Ids, ...] = ("turned", "columns", "kept")
+_WAYS: tuple[Ids, ...] = ("turned", "columns", "first", "kept")
 
 
 def cut(example: Example) -> Example:

@@ -26,6 +26,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         UsageError: what wraps it holds shards or adapters; the message says what to pass.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"A model is a torch.nn.Module, and this is {type(model).__name__}.")
     while True:
         if _is_compiled(model):
             model = model._orig_mod

@@ -60,7 +60,7 @@ class ExecutedRange:
     Attributes:
         mean: over the calls.
         least: of the cheapest call.
-        most: of the dearest call.
+        most: of the costliest call.
     """
 
     mean: float

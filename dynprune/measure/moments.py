@@ -1,13 +1,13 @@
 """What the neurons of the gated groups do on a few inputs, and how strongly they are read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from dynprune.errors import UsageError
+from dynprune.errors import InputError, UsageError
 from dynprune.example import Example
 from dynprune.gate.binding import Binding
 from dynprune.gate.call import Observation, observing
@@ -23,10 +23,10 @@ from dynprune.host.trial import Snapshot
 
 __all__ = [
     "NeuronMoments",
+    "bindings_of",
     "dense_function",
     "measure",
     "neurons_at",
-    "ports_of",
     "reach_of",
     "weight_norm",
 ]
@@ -41,28 +41,29 @@ class NeuronMoments:
         second: (n, neurons) mean of squares, likewise.
         queries: (n, neurons) mean of squares of the queries; None except for ``qk``.
         summaries: (n, features) pooled inputs of the gate; none where every token chooses.
-        reach: (neurons,) norm of each neuron's columns in its consumers; ones for ``qk``.
+        consumer_norm: (neurons,) norm of each neuron's columns in its consumers; ones for ``qk``.
     """
 
     first: Tensor
     second: Tensor
     queries: Tensor | None
     summaries: Tensor
-    reach: Tensor
+    consumer_norm: Tensor
 
-    def energy(self, mean: Tensor | None) -> Tensor:
+    def importance(self, mean: Tensor | None) -> Tensor:
         """Return (n, neurons): how far the output moves when a neuron is skipped.
 
         Args:
-            mean: where skipped neurons stand; zero where None.
+            mean: what replaces skipped neurons; zero where None.
         """
         if self.queries is not None:  # a key's mean over tokens cancels in the softmax
             spread = (self.second - self.first.square()).clamp_min(0.0)
             return (self.queries * spread).sqrt()
         square = self.second
         if mean is not None:
+            mean = mean.to(square)  # its square may leave the range of halves
             square = (square - 2 * mean * self.first + mean.square()).clamp_min(0.0)
-        return square.sqrt() * self.reach
+        return square.sqrt() * self.consumer_norm
 
 
 @dataclass
@@ -78,6 +79,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
 
     Raises:
         UsageError: where ``calls`` is empty.
+        InputError: where the dense model computes what is no finite number.
     """
     tallies = {name: _Tally() for name in gates(model)}
     by_members = {gate.members: name for name, gate in gates(model).items()}
@@ -100,6 +102,7 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
             call.run(model)
             own.put_back()
             count += 1
+            _check_finite(tallies, count)
     if not count:
         raise UsageError("Calibration needs at least one input, got none.")
     return {
@@ -108,10 +111,21 @@ def measure(model: nn.Module, calls: Iterable[Example]) -> dict[str, NeuronMomen
             second=torch.cat(tally.second),
             queries=torch.cat(tally.queries) if tally.queries else None,
             summaries=torch.cat(tally.summaries or [torch.empty(0)]),
-            reach=reach_of(model, gates(model)[name]),
+            consumer_norm=reach_of(model, gates(model)[name]),
         )
         for name, tally in tallies.items()
     }
+
+
+def _check_finite(tallies: Mapping[str, _Tally], count: int) -> None:
+    """Refuse what the latest call did where it is infinite or no number: no order is in it."""
+    for name, tally in tallies.items():
+        if not all(bool(seen[-1].isfinite().all()) for seen in (tally.first, tally.second) if seen):
+            raise InputError(
+                f"Calibration call {count} of the model makes infinite or undefined numbers in "
+                f"{name}, which say nothing of its neurons. Leave that input out, or give the "
+                "model in a type of a wider range."
+            )
 
 
 @contextmanager
@@ -133,21 +147,21 @@ def dense_function(model: nn.Module) -> Iterator[None]:
 def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
     handles = []
     if gate.kind == "qk":
-        ports = [found for found in ports_of(model, gate, "makes") if not found[1].beside]
-        for (layer, port), column, into in (
-            (ports[0], 0, tally.queries),
-            (ports[-1], -1, None),
+        bindings = [found for found in bindings_of(model, gate, "makes") if not found[1].beside]
+        for (layer, binding), column, into in (
+            (bindings[0], 0, tally.queries),
+            (bindings[-1], -1, None),
         ):
 
             def after(
                 module: DynamicLinear,
                 _args: tuple[Tensor, ...],
                 y: Tensor,
-                port: Binding = port,
+                binding: Binding = binding,
                 column: int = column,
                 into: list[Tensor] | None = into,
             ) -> None:
-                tokens = neurons_at(module, y, port, gate)[..., column]
+                tokens = neurons_at(module, y, binding, gate)[..., column]
                 if into is not None:
                     into.append(_over_tokens(tokens.square(), gate))
                 else:
@@ -156,10 +170,10 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
 
             handles.append(layer.register_forward_hook(after))
     else:
-        layer, port = ports_of(model, gate, "reads")[0]
+        layer, binding = bindings_of(model, gate, "reads")[0]
 
         def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
-            tokens = neurons_at(module, args[0], port, gate)
+            tokens = neurons_at(module, args[0], binding, gate)
             tally.first.append(_over_tokens(tokens.mean(3), gate))
             tally.second.append(_over_tokens(tokens.square().sum(3), gate))
 
@@ -171,16 +185,19 @@ def _watch(model: nn.Module, gate: NeuronGate, tally: _Tally) -> Iterator[None]:
             handle.remove()
 
 
-def neurons_at(layer: DynamicLinear, x: Tensor, port: Binding, gate: NeuronGate) -> Tensor:
+def neurons_at(layer: DynamicLinear, x: Tensor, binding: Binding, gate: NeuronGate) -> Tensor:
     """Return (B, T, neurons, m): a layer's input or output, neuron by neuron."""
     if layer.layout == "pointwise":
         x = x.movedim(1, -1)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares leave the range of halves
     call = gate.members.scope.current()
     batch = call.selection(gate.members).batch
     if gate.per_token:
         batch = call.instances if gate.layout.folded else x.shape[gate.layout.axis]
     tokens = to_instances(x, batch, gate.layout)
-    return tokens[..., None] if port.index is None else tokens[..., getattr(layer, port.index)]
+    return (
+        tokens[..., None] if binding.index is None else tokens[..., getattr(layer, binding.index)]
+    )
 
 
 def _over_tokens(x: Tensor, gate: NeuronGate) -> Tensor:
@@ -192,22 +209,25 @@ def _over_tokens(x: Tensor, gate: NeuronGate) -> Tensor:
     return (x * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
 
-def ports_of(model: nn.Module, gate: NeuronGate, side: str) -> list[tuple[DynamicLinear, Binding]]:
+def bindings_of(
+    model: nn.Module, gate: NeuronGate, side: str
+) -> list[tuple[DynamicLinear, Binding]]:
     """Return the layers that make or read a gate's neurons, in the order of the group's record."""
     return [
-        (layer, port)
+        (layer, binding)
         for layer in model.modules()
         if isinstance(layer, DynamicLinear)
-        for port in getattr(layer, side)
-        if port.neurons is gate.members
+        for binding in getattr(layer, side)
+        if binding.neurons is gate.members
     ]
 
 
-def weight_norm(layer: DynamicLinear, port: Binding, dim: int) -> Tensor:
+def weight_norm(layer: DynamicLinear, binding: Binding, dim: int) -> Tensor:
     """Return each neuron's weight norm in a layer: of its rows (dim 1) or its columns (dim 0)."""
-    square = layer.matrix.detach().square().sum(dim)
-    if port.index is not None:
-        square = square[getattr(layer, port.index)].sum(-1)
+    matrix = layer.matrix.detach()
+    square = matrix.to(torch.promote_types(matrix.dtype, torch.float32)).square().sum(dim)
+    if binding.index is not None:
+        square = square[getattr(layer, binding.index)].sum(-1)
     return square.sqrt()
 
 
@@ -215,5 +235,5 @@ def reach_of(model: nn.Module, gate: NeuronGate) -> Tensor:
     """Return (neurons,): norm of each neuron's columns in its consumers; ones for ``qk``."""
     if gate.kind == "qk":
         return torch.ones_like(gate.prior)
-    norms = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]
+    norms = [weight_norm(layer, binding, 0) for layer, binding in bindings_of(model, gate, "reads")]
     return torch.stack(norms).norm(dim=0)

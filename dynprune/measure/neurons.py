@@ -14,7 +14,7 @@ from dynprune.example import Example
 from dynprune.gate import gates, is_gated, recording, set_execution
 from dynprune.host.modes import at_inference
 from dynprune.measure.moments import measure
-from dynprune.measure.overlap import Overlap, WorldOverlap, overlap_between, overlap_of
+from dynprune.measure.overlap import DomainOverlap, Overlap, overlap_between, overlap_of
 
 __all__ = [
     "LARGE_RANGE",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 PERCENTILES = (5.0, 95.0)
-"""Between which of its energies, over the images, a neuron's range lies."""
+"""Between which of its importances, over the images, a neuron's range lies."""
 
 LARGE_RANGE = 1.0
 """A range is large above this many times the neuron's own median or its group's level, whichever
@@ -49,16 +49,16 @@ Progress = Callable[[int, int], None]
 class GroupNeurons:
     """The neurons of one group over a data set.
 
-    The energy of a neuron on an image is how far the group's output moves when the neuron is
+    The importance of a neuron on an image is how far the group's output moves when the neuron is
     skipped there, while all others are kept.
 
     Attributes:
         name: of the group.
         kind: ``ffn``, ``qk`` or ``v``.
         kept: neurons that every image keeps.
-        median: (neurons,) energy, over the images.
-        low: (neurons,) fifth percentile of the energy.
-        high: (neurons,) 95th percentile of the energy.
+        median: (neurons,) importance, over the images.
+        low: (neurons,) fifth percentile of the importance.
+        high: (neurons,) 95th percentile of the importance.
         firing_rate: (neurons,) share of the images, or of all tokens where each chooses for itself,
             for which the gate keeps the neuron.
         types: (neurons,) 0, 1 or 2 for the types I, II and III, see `neuron_types`.
@@ -96,7 +96,7 @@ class GroupNeurons:
         return int((self.firing_rate == 0).sum())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain values, energies to five digits."""
+        """Return the fields as plain values, importances to five digits."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -130,7 +130,7 @@ class NeuronReport:
     images: int
     groups: tuple[GroupNeurons, ...]
     worlds: Mapping[str, int]
-    world_overlap: tuple[WorldOverlap, ...]
+    world_overlap: tuple[DomainOverlap, ...]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -168,13 +168,13 @@ def neuron_report(
 ) -> NeuronReport:
     """Measure every gated neuron over a data set.
 
-    Energies are measured while every neuron is kept, kept sets in compact execution. The model is
+    Importance is measured while every neuron is kept, kept sets in compact execution. The model is
     left as it came.
 
     Args:
         model: gated.
         calls: one image each; gone through twice.
-        worlds: where each image comes from, as `dynprune.measure.overlap.worlds_of` tells; empty
+        worlds: where each image comes from, as `dynprune.measure.overlap.domains_of` tells; empty
             where that does not matter.
         progress: called with the runs done and all runs, two for every image.
 
@@ -195,9 +195,9 @@ def neuron_report(
     moments = measure(model, _second_pass(calls, tell))
     groups = []
     for name, gate in gates(model).items():
-        energy = moments[name].energy(gate.mean).detach()
+        importance = moments[name].importance(gate.mean).detach()
         kept = masks[name]
-        low, median, high = _percentiles(energy, (PERCENTILES[0], 50.0, PERCENTILES[1]))
+        low, median, high = _percentiles(importance, (PERCENTILES[0], 50.0, PERCENTILES[1]))
         groups.append(
             GroupNeurons(
                 name=name,
@@ -223,7 +223,7 @@ def neuron_types(median: Tensor, spread: Tensor) -> Tensor:
     is under `SMALL_MEDIAN` times the level; else type I.
 
     Args:
-        median: of each neuron's energy over the images.
+        median: of each neuron's importance over the images.
         spread: range of the same.
 
     Shape:

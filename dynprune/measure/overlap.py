@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Overlap", "WorldOverlap", "overlap_between", "overlap_of", "worlds_of"]
+__all__ = ["DomainOverlap", "Overlap", "domains_of", "overlap_between", "overlap_of"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class WorldOverlap:
+class DomainOverlap:
     """Mean overlap, over groups and pairs of images, between two worlds or within one.
 
     Attributes:
@@ -62,7 +62,7 @@ class WorldOverlap:
         return asdict(self)
 
 
-def worlds_of(images: Iterable[Path]) -> tuple[str, ...]:
+def domains_of(images: Iterable[Path]) -> tuple[str, ...]:
     """Tell images apart by what stands before the first ``_`` of their names.
 
     Returns:
@@ -96,7 +96,7 @@ def overlap_of(kept: Tensor, worlds: Sequence[str] = ()) -> Overlap | None:
     )
 
 
-def overlap_between(kept: Sequence[Tensor], worlds: Sequence[str]) -> tuple[WorldOverlap, ...]:
+def overlap_between(kept: Sequence[Tensor], worlds: Sequence[str]) -> tuple[DomainOverlap, ...]:
     """Return the mean overlap of every two worlds, and within each.
 
     Args:
@@ -114,7 +114,7 @@ def overlap_between(kept: Sequence[Tensor], worlds: Sequence[str]) -> tuple[Worl
         for second in names[index:]:
             pairs = other[rows[first]][:, rows[second]]
             found.append(
-                WorldOverlap(first, second, _mean_of(shared[rows[first]][:, rows[second]][pairs]))
+                DomainOverlap(first, second, _mean_of(shared[rows[first]][:, rows[second]][pairs]))
             )
     return tuple(found)
 

@@ -21,7 +21,7 @@ from torch import nn
 from dynprune.errors import InputError
 from dynprune.files import written_directory
 from dynprune.host.quiet import without_logs
-from dynprune.models.declared import (
+from dynprune.models.limits import (
     Header,
     check_architecture,
     check_numbers,

@@ -91,6 +91,12 @@ def provenance_of(model: nn.Module) -> Provenance:
     return Provenance(source, type(model).__name__, (), processor=processor_beside(model))
 
 
+def known_provenance(model: nn.Module) -> Provenance | None:
+    """Return the history that was kept on a model, None where there is none."""
+    known = vars(model).get(ATTRIBUTE)
+    return known if isinstance(known, Provenance) else None
+
+
 def records_of(model: nn.Module) -> tuple[Rewrite, ...]:
     """Return the records of a model's rewrites, none where nothing is known of it."""
     known = vars(model).get(ATTRIBUTE)

@@ -22,7 +22,7 @@ from dynprune.gate.expert_record import experts_again
 from dynprune.gate.expert_rows import rows_in_place, shared_rows, spread_rows, stacks
 from dynprune.gate.predictor import PredictorFactory
 from dynprune.models.card import model_card
-from dynprune.models.declared import check_numbers, first_line, read_header
+from dynprune.models.limits import check_numbers, first_line, read_header
 from dynprune.models.manifest import MANIFEST, SCHEMA, is_as_written, read_manifest, sealed
 from dynprune.models.processor import PROCESSOR_FILE, read_processor_file
 from dynprune.models.provenance import Provenance, provenance_of, set_provenance, without_place
@@ -220,7 +220,7 @@ def _types(model: nn.Module) -> dict[str, Any]:
 
 
 def _give_types(model: nn.Module, most: str, others: Mapping[str, str]) -> None:
-    """Give every tensor of a model, in place, the type that `_types` told."""
+    """Set every tensor of a model, in place, to the type that `_types` told."""
     for name, tensor in _floats(model):
         dtype = getattr(torch, str(others.get(name, most)))
         if tensor.dtype != dtype:

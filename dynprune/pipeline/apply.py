@@ -16,7 +16,7 @@ from dynprune.gate.predictor import PredictorFactory
 from dynprune.graph import RULES, Rule, find_groups
 from dynprune.laws import note_dense
 from dynprune.models import LoadedModel, Provenance, provenance_of, records_of, set_provenance
-from dynprune.models.provenance import without_place
+from dynprune.models.provenance import known_provenance, without_place
 from dynprune.pipeline.arguments import gate_configs
 from dynprune.pipeline.check import require_laws
 from dynprune.pipeline.experts import ExpertPlan, plan_experts, record_of_choice
@@ -69,7 +69,7 @@ def apply_recipe(
     """
     model = loaded.module
     _check_own(recipe, calibration, predictor, importance)
-    refuse_fixed(records_of(model))
+    _check_ungated(model)
     calibration = None if calibration is None else list(calibration)
     made = count_made(model)
     choose = recipe.apply.gate.choose
@@ -148,6 +148,13 @@ def _refit(
     return refitted
 
 
+def _check_ungated(model: nn.Module) -> None:
+    """Refuse a model that was gated or narrowed before anything is changed."""
+    refuse_fixed(records_of(model))
+    if is_gated(model):  # a failure later on would take its gates out
+        raise UsageError("The model is gated already: call dynprune.restore first.")
+
+
 def _check_own(
     recipe: Recipe,
     calibration: Iterable[Example] | None,
@@ -224,12 +231,15 @@ def restore(model: nn.Module, *, keep_refitted: bool = False) -> nn.Module:
         UsageError: groups were fixed, or the model was loaded from files, and its dense weights
             are not in them; the model is untouched.
     """
-    known = provenance_of(model)
+    known = known_provenance(model)
+    if known is None and not is_gated(model):
+        return model  # dynprune never changed it
+    known = known or provenance_of(model)
     refuse_fixed(known.rewrites)
     if known.from_files:
         if (gone := why_narrow(known.rewrites)) is not None:
             raise UsageError(
-                f"{gone} were removed for good before this model was written, so its files hold "
+                f"{gone} were removed permanently before this model was written, so its files hold "
                 f"no dense weights. Load the dense model that it was made from ({known.name})."
             )
         if known.refitted and not known.steps and not keep_refitted:

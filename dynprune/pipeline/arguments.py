@@ -161,7 +161,7 @@ def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, Gat
     Raises:
         NoMatchError: a target or an ignore pattern matches no group.
     """
-    lonely = [
+    unmatched = [
         f"apply.ignore[{i}]: {pattern}"
         for i, pattern in enumerate(recipe.apply.ignore)
         if not any(_matches(pattern, group) for group in groups)
@@ -181,15 +181,15 @@ def gate_configs(recipe: Recipe, groups: Sequence[NeuronGroup]) -> dict[str, Gat
             )
         ]
         if not found:
-            lonely.append(f"apply.targets[{i}]: {target.match or f'kind {target.kind}'}")
+            unmatched.append(f"apply.targets[{i}]: {target.match or f'kind {target.kind}'}")
         ratio = recipe.sparsity.final
         if target.keep_ratio is not None:
             ratio = 1.0 - target.keep_ratio
         for group in found:
             if group.name not in ignored:
                 chosen.setdefault(group.name, _gate_config(recipe, ratio, target.grain))
-    if lonely:
-        raise NoMatchError(_explain(lonely, groups))
+    if unmatched:
+        raise NoMatchError(_explain(unmatched, groups))
     return {group.name: chosen[group.name] for group in groups if group.name in chosen}
 
 
@@ -231,10 +231,10 @@ def _matches(pattern: str, group: NeuronGroup) -> bool:
     return pattern in names
 
 
-def _explain(lonely: Sequence[str], groups: Sequence[NeuronGroup]) -> str:
+def _explain(unmatched: Sequence[str], groups: Sequence[NeuronGroup]) -> str:
     """Say which patterns matched nothing, and what there was to match."""
     lines = ["these keys of the recipe match no neuron group of the model:"]
-    lines += [f"  {line}" for line in lonely]
+    lines += [f"  {line}" for line in unmatched]
     if not groups:
         lines.append("The model has no neuron groups at all; run dynprune inspect to see why.")
         return "\n".join(lines)

@@ -100,7 +100,7 @@ def inspect_model(
 
 
 def _notes_of_fixed(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Say which neurons were removed for good."""
+    """Say which neurons were removed permanently."""
     if groups:
         kept = sum(len(group["kept"]) for group in groups)
         every = sum(group["neurons"] for group in groups)

@@ -13,7 +13,7 @@ from torch import nn
 
 from dynprune.data import SegmentationData, TrainingBatches, inverse_root_weights
 from dynprune.distill import TrainingPlan, is_first_process
-from dynprune.distill.journal import Record, last_scores
+from dynprune.distill.metrics_log import Record, last_scores
 from dynprune.distill.trainer import train
 from dynprune.errors import DynpruneError, OutputError, RecipeError, UsageError
 from dynprune.models import LoadedModel

@@ -11,7 +11,7 @@ from dynprune.gate.compensation import fold_means
 from dynprune.gate.inject import gates
 from dynprune.gate.neuron_gate import NeuronGate
 from dynprune.gate.token_predictor import PreactivationPredictor, ProjectionPredictor
-from dynprune.measure.moments import NeuronMoments, measure, ports_of, weight_norm
+from dynprune.measure.moments import NeuronMoments, bindings_of, measure, weight_norm
 from dynprune.planning.fit import fit_predictor
 from dynprune.planning.importance import importance_of
 from dynprune.planning.token_fit import fit_token_predictors
@@ -20,7 +20,7 @@ __all__ = ["calibrate", "start_from_weights"]
 
 logger = logging.getLogger(__name__)
 
-FLOOR = 1e-4  # least energy of a neuron over the mean of its group, before the logarithm
+FLOOR = 1e-4  # least importance of a neuron over the mean of its group, before the logarithm
 
 
 def start_from_weights(model: nn.Module) -> None:
@@ -31,16 +31,19 @@ def start_from_weights(model: nn.Module) -> None:
     """
     with torch.no_grad():
         for gate in gates(model).values():
-            makers = [found for found in ports_of(model, gate, "makes") if not found[1].beside]
-            made = [weight_norm(layer, port, 1) for layer, port in makers]
-            read = [weight_norm(layer, port, 0) for layer, port in ports_of(model, gate, "reads")]
+            makers = [found for found in bindings_of(model, gate, "makes") if not found[1].beside]
+            made = [weight_norm(layer, binding, 1) for layer, binding in makers]
+            read = [
+                weight_norm(layer, binding, 0)
+                for layer, binding in bindings_of(model, gate, "reads")
+            ]
             if isinstance(
                 gate.predictor, PreactivationPredictor | ProjectionPredictor
             ):  # orders by what it reads
                 gate.predictor.scale.copy_(torch.stack(read).norm(dim=0))
                 continue
             weight = made[0] * (made[-1] if gate.kind == "qk" else torch.stack(read).norm(dim=0))
-            _set_prior(gate, weight[None])
+            _set_base_scores(gate, weight[None])
 
 
 def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = True) -> int:
@@ -52,7 +55,7 @@ def calibrate(model: nn.Module, calls: Iterable[Example], *, dynamic: bool = Tru
     Args:
         model: gated; its weights are not changed.
         calls: inputs, about 32 in all.
-        dynamic: fit each predictor to every input's own energies, too.
+        dynamic: fit each predictor to every input's own importances, too.
 
     Returns:
         The inputs that were measured.
@@ -81,21 +84,21 @@ def _start(gate: NeuronGate, moments: NeuronMoments, *, dynamic: bool) -> None:
             gate.mean.copy_(moments.first.mean(0))
         if isinstance(gate.predictor, PreactivationPredictor | ProjectionPredictor):
             return
-        residual = _set_prior(gate, importance_of(gate, moments))
+        residual = _set_base_scores(gate, importance_of(gate, moments))
         if gate.per_token:
             return
         if dynamic and gate.predictor is not None and len(moments.first) > 3:
             usual = residual.mean(0)  # what all inputs share belongs to the base scores
             gate.prior.add_(usual)
             gained = fit_predictor(gate.predictor, moments.summaries, residual - usual)
-            logger.debug("%s: the input explains %.2f of its energies", gate.name, gained)
+            logger.debug("%s: the input explains %.2f of their importance", gate.name, gained)
             if gained > 0 and gate.config.mode == "value":
                 gate.beta.zero_()
 
 
-def _set_prior(gate: NeuronGate, energy: Tensor) -> Tensor:
-    """Set the order from (n, neurons) energies, in place; give the logarithms left over."""
-    usual = energy.square().mean(0).sqrt()
+def _set_base_scores(gate: NeuronGate, importance: Tensor) -> Tensor:
+    """Set the order from (n, neurons) importances, in place; give the logarithms left over."""
+    usual = importance.square().mean(0).sqrt()
     floor = FLOOR * usual.mean().clamp_min(1e-12)
     prior = usual.clamp_min(floor).log()
     if gate.config.order == "prefix":
@@ -105,4 +108,4 @@ def _set_prior(gate: NeuronGate, energy: Tensor) -> Tensor:
         gate.prior.copy_(torch.rand(gate.neurons, generator=generator))
     else:
         gate.prior.copy_(prior - prior.mean())
-    return energy.clamp_min(floor).log() - prior
+    return importance.clamp_min(floor).log() - prior

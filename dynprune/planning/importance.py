@@ -22,7 +22,7 @@ def importance_of(gate: NeuronGate, moments: NeuronMoments) -> Tensor:
     """
     own = gate.config.importance
     if own is None:
-        return moments.energy(gate.mean)
+        return moments.importance(gate.mean)
     with torch.no_grad():
         found = own(moments)
     wanted = tuple(moments.first.shape)

@@ -61,15 +61,15 @@ def drop_dead(
         for name, moments in measure(model, calls).items():
             mean = moments.first.mean(0)
             found[name] = (
-                moments.energy(mean if gates(model)[name].mean is not None else None),
+                moments.importance(mean if gates(model)[name].mean is not None else None),
                 mean,
             )
     finally:
         remove(model, untrained=True)
     records = []
-    for name, (energy, mean) in found.items():
+    for name, (importance, mean) in found.items():
         shares = torch.tensor([PERCENTILES[0] / 100, 0.5, PERCENTILES[1] / 100])
-        low, median, high = energy.quantile(shares.to(energy), dim=0)
+        low, median, high = importance.quantile(shares.to(importance), dim=0)
         dead = (neuron_types(median, high - low) == DEAD).nonzero().flatten()
         least = dead[median[dead].argsort()][: len(dead) // align * align].tolist()
         if least:

@@ -36,8 +36,8 @@ class Aims:
         saves_time: gate only what saves time here, rather than multiply-adds.
         spreads: give every group a prune ratio of its own, by what it costs the output.
         informed: start from what the dense model does on inputs, where there are any.
-        fixes: gate only groups whose neurons can be removed for good. Causal ones may be, since one
-            set for every input sees none of their future.
+        fixes: gate only groups whose neurons can be removed permanently. Causal ones may be, since
+            one set for every input sees none of their future.
     """
 
     saves_time: bool = False

@@ -30,9 +30,9 @@ from dynprune.host.modes import at_inference
 from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import (
     NeuronMoments,
+    bindings_of,
     dense_function,
     neurons_at,
-    ports_of,
     reach_of,
 )
 from dynprune.planning.importance import importance_of
@@ -158,7 +158,7 @@ def _watch(model: nn.Module, gate: NeuronGate, sums: _Sums) -> Iterator[None]:
     """Add up the tokens of every call while the block runs."""
     seen: list[Observation] = []
     reach = reach_of(model, gate)
-    (layer, port), *_ = ports_of(model, gate, "reads")
+    (layer, binding), *_ = bindings_of(model, gate, "reads")
 
     def note(observation: Observation) -> None:
         if observation.neurons is gate.members:
@@ -166,7 +166,7 @@ def _watch(model: nn.Module, gate: NeuronGate, sums: _Sums) -> Iterator[None]:
 
     def before(module: DynamicLinear, args: tuple[Tensor, ...]) -> None:
         (observation,) = seen
-        y = neurons_at(module, args[0], port, gate).flatten(0, 1)  # (tokens, neurons, m)
+        y = neurons_at(module, args[0], binding, gate).flatten(0, 1)  # (tokens, neurons, m)
         x = observation.tokens.squeeze(1)
         if observation.real is not None:
             real = observation.real.flatten().bool()
@@ -182,7 +182,7 @@ def _watch(model: nn.Module, gate: NeuronGate, sums: _Sums) -> Iterator[None]:
 
     handles = [layer.register_forward_pre_hook(before)]
     if isinstance(gate.predictor, ProjectionPredictor):
-        handles.append(ports_of(model, gate, "makes")[0][0].register_forward_hook(after))
+        handles.append(bindings_of(model, gate, "makes")[0][0].register_forward_hook(after))
     try:
         with observing(note):
             yield
@@ -267,7 +267,7 @@ def _fit_preactivation(
 ) -> None:
     """Estimate the preactivations, in place; what that loses is measured later."""
     reach = reach_of(model, gate).double().clamp_min(1e-12)
-    maker = ports_of(model, gate, "makes")[0][0]
+    maker = bindings_of(model, gate, "makes")[0][0]
     _estimate(predictor.estimate, maker, reach, sums)
     if gate.mean is not None:
         predictor.center.copy_(gate.mean)
@@ -291,15 +291,15 @@ def _measure_spread(model: nn.Module, calls: Sequence[Example]) -> None:
             y = gate.predictor.estimate(observation.tokens.squeeze(1))
             estimates[gate] = ACTIVATIONS[gate.predictor.activation](y)
 
-    def before(gate: NeuronGate, layer: DynamicLinear, port: Binding, x: Tensor) -> None:
-        y = neurons_at(layer, x, port, gate).flatten(0, 1).squeeze(2)
+    def before(gate: NeuronGate, layer: DynamicLinear, binding: Binding, x: Tensor) -> None:
+        y = neurons_at(layer, x, binding, gate).flatten(0, 1).squeeze(2)
         lost[gate] += (y - estimates[gate]).square().sum(0, dtype=torch.float64)
         tokens[gate] += len(y)
 
     with at_inference(model), dense_function(model), ExitStack() as stack, observing(note):
         for gate in wanted:
-            layer, port = ports_of(model, gate, "reads")[0]
-            hook = partial(lambda g, p, m, args: before(g, m, p, args[0]), gate, port)
+            layer, binding = bindings_of(model, gate, "reads")[0]
+            hook = partial(lambda g, p, m, args: before(g, m, p, args[0]), gate, binding)
             stack.callback(layer.register_forward_pre_hook(hook).remove)
         own = Snapshot(model)
         for call in calls:
@@ -338,12 +338,12 @@ def _fit_projection(
     reach = reach_of(model, gate).double()
     n = max(1, sums.tokens)
     square, _ = sums.centred
-    other = ports_of(model, gate, "makes")[1][0]
+    other = bindings_of(model, gate, "makes")[1][0]
     if predictor.estimate is None:
         weight, mean = other.matrix.double(), sums.inputs / n
         constant = weight @ mean if other.bias is None else weight @ mean + other.bias.double()
-        energy = ((weight @ square) * weight).sum(1) + constant.square()
-        scale = reach * energy.clamp_min(0.0).sqrt()
+        importance = ((weight @ square) * weight).sum(1) + constant.square()
+        scale = reach * importance.clamp_min(0.0).sqrt()
         predictor.scale.copy_(scale / scale.mean().clamp_min(1e-12))
         return
     size = (reach * (sums.gates_square / n).sqrt()).clamp_min(1e-12)

@@ -36,7 +36,7 @@ class Gate(Section):
 
     choose: Literal["neurons", "fixed", "experts", "auto"] = "neurons"
     """What is chosen: single neurons for every input; one set for all, with the rest of the neurons
-    removed for good from layers that stay plain; one of a few experts, each with a set and a
+    removed permanently from layers that stay plain; one of a few experts, each with a set and a
     consumer of its own (hidden layers; other groups are fixed); or, for each hidden layer, as many
     experts as held-back inputs show to be worth their bytes."""
 
@@ -87,7 +87,7 @@ class Gate(Section):
 
 
 class Calibration(Section):
-    """The inputs that measure each neuron's mean and energy before training."""
+    """The inputs that measure each neuron's mean and importance before training."""
 
     images: NonNegativeInt = 32
     """Training pictures run through the dense model when there is data (images)."""

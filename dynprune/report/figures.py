@@ -7,8 +7,8 @@ from itertools import pairwise
 from dynprune.measure.neurons import TYPES, NeuronReport
 from dynprune.report.blocks import PARTS, Block, block_of, sum_blocks
 from dynprune.report.drawing import Drawing, Shape
-from dynprune.report.findings import Findings
 from dynprune.report.numerals import giga, mega, share
+from dynprune.report.results import Results
 
 __all__ = [
     "PART_WORDS",
@@ -71,7 +71,7 @@ class Key:
         return made
 
 
-def headline_rows(found: Findings) -> list[Row]:
+def headline_rows(found: Results) -> list[Row]:
     """Multiply-adds of the model's forms, each beside the dense one."""
     macs = found.macs
     forms = (
@@ -91,7 +91,7 @@ def headline_rows(found: Findings) -> list[Row]:
     return rows
 
 
-def layer_rows(found: Findings) -> list[Row]:
+def layer_rows(found: Results) -> list[Row]:
     """Multiply-adds by block, dense above pruned, stacked by what they are spent on."""
     blocks = sum_blocks(found.macs.layers, found.parts)
     most = _scale(blocks)
@@ -113,7 +113,7 @@ def layer_rows(found: Findings) -> list[Row]:
     return rows
 
 
-def is_cut(found: Findings) -> bool:
+def is_cut(found: Results) -> bool:
     """Whether `layer_rows` cuts a bar short."""
     blocks = sum_blocks(found.macs.layers, found.parts)
     return max(block.size for block in blocks) > _scale(blocks)

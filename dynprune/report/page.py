@@ -10,20 +10,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dynprune.errors import OutputError
 from dynprune.measure.neurons import LARGE_RANGE, PERCENTILES, SMALL_MEDIAN, TYPES
-from dynprune.measure.overlap import WorldOverlap
+from dynprune.measure.overlap import DomainOverlap
 from dynprune.report import figures, numerals, panels
 from dynprune.report.blocks import PARTS
-from dynprune.report.course import course_rows, read_course
 from dynprune.report.figures import Key, Row
-from dynprune.report.findings import Findings
 from dynprune.report.published import PUBLISHED
+from dynprune.report.results import Results
 from dynprune.report.tradeoff import tradeoff_figure
+from dynprune.report.training_curve import read_training_curve, training_curve_rows
 from dynprune.tasks.predict import palette
 
 __all__ = ["render", "write_page"]
 
 
-def render(found: Findings) -> str:
+def render(found: Results) -> str:
     """Return the page as HTML.
 
     It holds no script and its policy forbids the browser to load anything. All names are escaped.
@@ -100,18 +100,18 @@ def write_page(path: Path, page: str) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _course(found: Findings) -> list[Row]:
-    course = read_course(Path(found.model))
-    return [] if course is None else course_rows(course)
+def _course(found: Results) -> list[Row]:
+    course = read_training_curve(Path(found.model))
+    return [] if course is None else training_curve_rows(course)
 
 
-def _slower(found: Findings) -> list[str]:
+def _slower(found: Results) -> list[str]:
     """Return the engines in which the rewritten model is faster than the pruned one."""
     engines = found.latency["engines"] if found.latency else {}
     return [name for name, t in engines.items() if t["pruned_ms"] > t["rewritten_ms"]]
 
 
-def _overlap_keys(found: Findings) -> list[Key]:
+def _overlap_keys(found: Results) -> list[Key]:
     chance = Key("chance", "sets drawn at random", "tick")
     if found.neurons.worlds:
         return [
@@ -122,7 +122,7 @@ def _overlap_keys(found: Findings) -> list[Key]:
     return [Key("lap-all", "any two pictures", "circle"), chance]
 
 
-def _world_table(pairs: Iterable[WorldOverlap]) -> dict[str, dict[str, float | None]]:
+def _world_table(pairs: Iterable[DomainOverlap]) -> dict[str, dict[str, float | None]]:
     """Lay pairs of worlds out as a square: world -> world -> overlap."""
     square: dict[str, dict[str, float | None]] = {}
     for pair in pairs:
@@ -131,7 +131,7 @@ def _world_table(pairs: Iterable[WorldOverlap]) -> dict[str, dict[str, float | N
     return square
 
 
-def _colours(found: Findings) -> list[tuple[str, str]]:
+def _colours(found: Results) -> list[tuple[str, str]]:
     """Colour and name of every class that a picture shows."""
     colours = palette().tolist()
     shown = sorted({number for panel in found.panels for number in panel.classes})

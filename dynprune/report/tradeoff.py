@@ -7,9 +7,9 @@ from itertools import pairwise
 
 from dynprune.report.drawing import Drawing, Shape
 from dynprune.report.figures import Key
-from dynprune.report.findings import Findings
 from dynprune.report.numerals import signed
 from dynprune.report.published import PUBLISHED, PublishedPoint
+from dynprune.report.results import Results
 
 __all__ = ["tradeoff_figure"]
 
@@ -20,7 +20,7 @@ class _Series:
     points: list[tuple[float, float, str]]  # share of the dense MACs, change in points, label
 
 
-def tradeoff_figure(found: Findings) -> tuple[Drawing, list[Key]]:
+def tradeoff_figure(found: Results) -> tuple[Drawing, list[Key]]:
     """Change of mIoU against the share of the dense model's multiply-adds, ours and the paper's."""
     series = [
         _Series(Key(style, f"{model}, {data} (paper)", shape), _relative(points))

@@ -23,7 +23,7 @@ def interrupted(monkeypatch):
                 os.kill(os.getpid(), signal.SIGINT)
 
     follow = distill.follow
-    monkeypatch.setattr(distill, "follow", lambda records, step: follow(pressing(records), step))
+    monkeypatch.setattr(distill, "follow", lambda records, *rest: follow(pressing(records), *rest))
 
 
 def test_ctrl_c_saves_a_checkpoint_exits_130_and_resume_ends_with_the_same_bits(

@@ -112,8 +112,8 @@ def test_a_wrong_index_set_is_refused(kind, shift):
 def test_queries_that_are_kept_without_their_keys_are_refused():
     model, call = ZOO["vit"].made()
     groups = find_groups(model, call).groups
-    lonely = [replace(g, producers=g.producers[:1]) if g.kind == "qk" else g for g in groups]
-    plans = plan_groups(model, call, lonely, {group.name: SETTINGS for group in groups})
+    unmatched = [replace(g, producers=g.producers[:1]) if g.kind == "qk" else g for g in groups]
+    plans = plan_groups(model, call, unmatched, {group.name: SETTINGS for group in groups})
     assert {plan.mode for plan in plans if plan.group.kind == "qk"} <= {"scatter", "refused"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynprune.measure.overlap import Overlap, overlap_between, overlap_of, worlds_of
+from dynprune.measure.overlap import Overlap, domains_of, overlap_between, overlap_of
 
 WORLDS = ("street", "street", "cell", "cell", "cell", "crop")
 
@@ -81,4 +81,4 @@ def test_every_two_worlds_are_compared_once() -> None:
     ],
 )
 def test_worlds_are_told_by_the_names_of_pictures(names, worlds) -> None:
-    assert worlds_of([Path("a_b") / f"{name}.png" for name in names]) == worlds
+    assert domains_of([Path("a_b") / f"{name}.png" for name in names]) == worlds

@@ -88,7 +88,7 @@ def test_where_fixing_fails_the_model_has_its_own_weights_again(monkeypatch):
     def fail(*_arguments):
         raise GateError("no")
 
-    monkeypatch.setattr("dynprune.pipeline.apply.fix_gates", fail)
+    monkeypatch.setattr("dynprune.pipeline.apply.put_forms", fail)
     model = segformer().eval()
     before = copy.deepcopy(model)
     loaded = LoadedModel(model, CALLS[0], source_of(model), (), "segformer")
@@ -279,7 +279,7 @@ def test_neurons_that_went_for_good_do_not_come_back_from_files(tmp_path):
     records = provenance_of(narrow).rewrites
     assert any(record.details.get("dead") for record in records)
     save(narrow, tmp_path / "narrow")
-    with pytest.raises(UsageError, match=r"removed for good.*Load the dense model"):
+    with pytest.raises(UsageError, match=r"removed permanently.*Load the dense model"):
         restore(load(tmp_path / "narrow"))
     restore(narrow)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in narrow.state_dict().items())

@@ -10,7 +10,7 @@ from dynprune.data import Preprocessing, SegmentationData, open_dataset
 from dynprune.example import Example
 from dynprune.gate import gates
 from dynprune.models import LoadedModel, source_of
-from dynprune.report.findings import Findings, gather
+from dynprune.report.results import Results, gather
 from tests.data.scenes import labels, picture, write_png
 from tests.distill import tiny
 
@@ -38,7 +38,7 @@ class Measured:
     student: LoadedModel
     teacher: LoadedModel
     data: SegmentationData
-    found: Findings
+    found: Results
 
 
 def marks_of(drawing) -> list[tuple[float, str]]:

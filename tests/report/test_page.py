@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import pytest
 
 from dynprune.errors import OutputError
-from dynprune.report.findings import gather
 from dynprune.report.page import render, write_page
+from dynprune.report.results import gather
 
 from .conftest import PICTURES, noise
 

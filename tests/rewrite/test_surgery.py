@@ -22,10 +22,10 @@ from dynprune.rewrite import (
     rewrite,
     undo,
 )
-from dynprune.rewrite.decoder import bands as bands_module
 from dynprune.rewrite.decoder import folded as folded_module
-from dynprune.rewrite.decoder.bands import bands_of_sum
+from dynprune.rewrite.decoder import row_tiles as row_tiles_module
 from dynprune.rewrite.decoder.folded import pointwise_as
+from dynprune.rewrite.decoder.row_tiles import row_tiles_of_sum
 from dynprune.rewrite.made import note_undo
 from tests.rewrite.heads import assert_close, image, output, segformer
 
@@ -248,14 +248,14 @@ def test_bands_of_rows_make_up_the_whole(
     tops: list[int] = []
 
     def counted(*args: Any) -> Iterator[tuple[int, Tensor]]:
-        for top, band in bands_of_sum(*args):
+        for top, band in row_tiles_of_sum(*args):
             tops.append(top)
             yield top, band
 
-    monkeypatch.setattr(folded_module, "bands_of_sum", counted)
+    monkeypatch.setattr(folded_module, "row_tiles_of_sum", counted)
     height = output(model, x).shape[2]
-    for elements, rows in ((1 << 22, height), (1, bands_module.ROWS)):
-        monkeypatch.setattr(bands_module, "BAND", elements)
+    for elements, rows in ((1 << 22, height), (1, row_tiles_module.ROWS)):
+        monkeypatch.setattr(row_tiles_module, "BAND", elements)
         tops.clear()
         assert_close(output(model, x), expected)
         assert tops == [*range(0, height, rows)] * batch

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from dynprune.graph.labels import columns, ids, varying
-from dynprune.graph.ledger import Layer
+from dynprune.graph.propagation import Layer
 from dynprune.graph.walk import Labels, Rule, Walk, operation
 
 __all__ = ["LAYERS", "through_weight"]
@@ -28,18 +28,20 @@ def through_layer(
         changing = varying(labels)
         read = columns(labels, axis)
         if changing and axis % labels.dim() not in changing:
-            if not walk.ledger.is_tainted(labels):
+            if not walk.propagation.is_disqualified(labels):
                 # The layer mixes tokens, each channel by itself: the neurons pass through.
-                walk.ledger.shifts.append(_shift(labels, f"a linear map over another axis ({op})"))
+                walk.propagation.shifts.append(
+                    _shift(labels, f"a linear map over another axis ({op})")
+                )
                 walk.product(node, op, macs, out=columns(labels, changing[0]))
                 return labels.narrow(axis, 0, 1).expand(shape)
             read = None
         elif read is None:
             reason = f"its channels are mixed with other axes before {layer.module} reads them"
-            walk.ledger.taint(labels, reason)
+            walk.propagation.disqualify(labels, reason)
         else:
-            walk.ledger.reads.append((layer, read.long().numpy()))
-    made = walk.ledger.made_by(layer)
+            walk.propagation.reads.append((layer, read.long().numpy()))
+    made = walk.propagation.made_by(layer)
     walk.product(node, op, macs, out=made, contraction=read)
     view = [1] * len(shape)
     view[axis] = layer.outputs
@@ -53,7 +55,7 @@ def _shift(labels: Tensor, what: str) -> Any:
 def _linear(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     source, weight = a["input"], a["weight"]
-    walk.spoil_others(node, source)
+    walk.disqualify_others(node, source)
     return through_weight(walk, node, source, weight, transposed=False)
 
 
@@ -76,7 +78,7 @@ def through_weight(
 def _convolution(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     source, weight, groups = a["input"], a["weight"], a["groups"]
-    walk.spoil_others(node, source)
+    walk.disqualify_others(node, source)
     shape = walk.shape(node)
     if a.get("transposed") or not isinstance(a["padding"], list | tuple | int | str):
         return _transposed_convolution(walk, node)
@@ -130,7 +132,7 @@ def _depthwise(
     channels = columns(labels, axis) if labels is not None else None
     if channels is None:
         if labels is not None:
-            walk.ledger.taint(labels, f"its channels are not those of {walk.scope(node)}")
+            walk.propagation.disqualify(labels, f"its channels are not those of {walk.scope(node)}")
         walk.product(node, "depthwise", macs)
         return None
     channels = channels.repeat_interleave(shape[axis] // len(channels))
@@ -143,28 +145,28 @@ def _depthwise(
 
 def carry(walk: Walk, node: fx.Node, weight: Any, channels: Tensor) -> None:
     """Report a per-channel layer: as a carrier if it is a module of its own."""
-    walk.ledger.shifts.append(_shift(channels, f"the bias of {walk.scope(node)}"))
+    walk.propagation.shifts.append(_shift(channels, f"the bias of {walk.scope(node)}"))
     if not isinstance(weight, fx.Node):
         return
     module = walk.own_module(node, weight)
     array = channels.long().numpy()
     if module is not None:
-        walk.ledger.carries.append((module, array))
+        walk.propagation.carries.append((module, array))
     else:
         name = (walk.names(weight) or walk.sources(weight) or [weight.name])[0]
-        walk.ledger.parameters.append((name, array))
+        walk.propagation.parameters.append((name, array))
 
 
 def _batch_norm(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     source = a["input"]
-    walk.spoil_others(node, source)
+    walk.disqualify_others(node, source)
     labels = walk.labels(source)
     if labels is None:
         return None
     channels = columns(labels, 1)
     if channels is None:
-        walk.ledger.taint(labels, f"its channels are not those of {walk.scope(node)}")
+        walk.propagation.disqualify(labels, f"its channels are not those of {walk.scope(node)}")
         return None
     mean = a.get("running_mean")
     carry(walk, node, a["weight"] if a["weight"] is not None else mean, channels)
@@ -175,14 +177,14 @@ def _batch_norm(walk: Walk, node: fx.Node) -> Labels:
 def _group_norm(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     source = a["input"]
-    walk.spoil_others(node, source)
+    walk.disqualify_others(node, source)
     labels = walk.labels(source)
     if labels is None:
         return None
     channels = columns(labels, 1)
     groups = a.get("num_groups", None)
     if channels is None or (groups is not None and groups != len(channels)):
-        walk.ledger.taint(labels, "a GroupNorm mixes its channels")
+        walk.propagation.disqualify(labels, "a GroupNorm mixes its channels")
     elif a["weight"] is not None:
         carry(walk, node, a["weight"], channels)
     return labels
@@ -191,15 +193,15 @@ def _group_norm(walk: Walk, node: fx.Node) -> Labels:
 def _layer_norm(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     source = a["input"]
-    walk.spoil_others(node, source)
+    walk.disqualify_others(node, source)
     labels = walk.labels(source)
     if labels is None:
         return None
     normalised = range(labels.dim() - len(a["normalized_shape"]), labels.dim())
     if any(axis in normalised for axis in varying(labels)):
         kind = "RMSNorm" if "rms" in node.name else "LayerNorm"
-        walk.ledger.taint(labels, f"a {kind} mixes its channels")
-    walk.ledger.shifts.append(_shift(labels, "a norm"))
+        walk.propagation.disqualify(labels, f"a {kind} mixes its channels")
+    walk.propagation.shifts.append(_shift(labels, "a norm"))
     multiple = isinstance(node.meta["val"], tuple | list)
     return [labels, None, None] if multiple else labels
 
@@ -208,12 +210,12 @@ def _addmm(walk: Walk, node: fx.Node) -> Labels:
     """The product ``bias + x @ weight`` with a stored weight, (in, out): a transposed linear."""
     a = walk.arguments(node)
     source, weight = a["mat1"], a["mat2"]
-    walk.spoil_others(node, source)
+    walk.disqualify_others(node, source)
     return through_weight(walk, node, source, weight, transposed=True)
 
 
 def _embedding(walk: Walk, node: fx.Node) -> Labels:
-    walk.spoil_others(node)
+    walk.disqualify_others(node)
     return None
 
 
@@ -223,7 +225,7 @@ def _glu(walk: Walk, node: fx.Node) -> Labels:
     if labels is None:
         return None
     value, gate = torch.chunk(labels, 2, int(a["dim"]))
-    walk.ledger.tie(*torch.broadcast_tensors(value, gate))
+    walk.propagation.tie(*torch.broadcast_tensors(value, gate))
     return value
 
 

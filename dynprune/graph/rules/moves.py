@@ -104,7 +104,7 @@ def _pad_mode(walk: Walk, node: fx.Node) -> Labels:
     pad = list(a["pad"] if "pad" in a else a["padding"])
     axes = {labels.dim() - 1 - i for i in range(len(pad) // 2)}
     if axes & set(varying(labels)) and a.get("mode", "constant") != "constant":
-        walk.ledger.taint(labels, "its channels are padded by other channels")
+        walk.propagation.disqualify(labels, "its channels are padded by other channels")
         return None
     return _pad(labels, pad)
 
@@ -113,18 +113,20 @@ def _overwrite(walk: Walk, node: fx.Node) -> Labels:
     """Write one tensor into a part of another (an assignment to a slice)."""
     a = walk.arguments(node)
     labels, source = walk.labels(a["self"]), walk.labels(a["src"])
-    walk.spoil_others(node, a["self"], a["src"])
+    walk.disqualify_others(node, a["self"], a["src"])
     axis = int(a["dim"])
     for found in (labels, source):
         if found is not None and axis % len(walk.shape(node)) in varying(found):
-            walk.ledger.taint(found, "some of its channels are overwritten in place")
+            walk.propagation.disqualify(found, "some of its channels are overwritten in place")
     if labels is None or source is None:
-        walk.ledger.taint(labels if labels is not None else source, "overwritten in place")
+        walk.propagation.disqualify(
+            labels if labels is not None else source, "overwritten in place"
+        )
     return _literal(walk, node)
 
 
 def _still(walk: Walk, node: fx.Node) -> Labels:
-    walk.spoil_others(node, node.args[0])
+    walk.disqualify_others(node, node.args[0])
     return walk.labels(node.args[0])
 
 
@@ -132,7 +134,7 @@ def _index(walk: Walk, node: fx.Node) -> Labels:
     """Advanced indexing: literal where the indices are known, else only on constant axes."""
     a = walk.arguments(node)
     labels = walk.labels(a["self"])
-    walk.spoil_others(node, a["self"])
+    walk.disqualify_others(node, a["self"])
     if labels is None:
         return None
     indices: list[Tensor | None] = []
@@ -147,7 +149,7 @@ def _index(walk: Walk, node: fx.Node) -> Labels:
         elif axis not in varying(labels) and meta.dtype != torch.bool:
             indices.append(torch.zeros(meta.shape, dtype=torch.int64))
         else:
-            walk.ledger.taint(labels, "indexed by values that depend on the input")
+            walk.propagation.disqualify(labels, "indexed by values that depend on the input")
             return None
     return torch.ops.aten.index(labels, indices)
 
@@ -156,7 +158,7 @@ def _gather_axis(walk: Walk, node: fx.Node) -> Labels:
     """Pick along one axis (`index_select`, `gather`)."""
     a = walk.arguments(node)
     labels, index = walk.labels(a["self"]), a["index"]
-    walk.spoil_others(node, a["self"])
+    walk.disqualify_others(node, a["self"])
     if labels is None:
         return None
     dim = int(a["dim"]) % labels.dim()
@@ -170,7 +172,7 @@ def _gather_axis(walk: Walk, node: fx.Node) -> Labels:
     known = walk.constant(index)
     if known is not None:
         return node.target(labels, dim, known.to("cpu"))  # type: ignore[operator]
-    walk.ledger.taint(labels, "indexed by values that depend on the input")
+    walk.propagation.disqualify(labels, "indexed by values that depend on the input")
     return None
 
 

@@ -37,11 +37,11 @@ def _unary(walk: Walk, node: fx.Node) -> Labels:
     labels = walk.labels(source)
     name = operation(node)
     if name != "type_as":  # Of the other value it takes the type alone.
-        walk.spoil_others(node, source)
+        walk.disqualify_others(node, source)
     if labels is None:
         return None
     if name in _MOVE_ZERO and not _keeps_zero(walk, node):
-        walk.ledger.shifts.append((ids(labels).long().numpy(), name))
+        walk.propagation.shifts.append((ids(labels).long().numpy(), name))
     if name in ("prelu", "_prelu_kernel") and max(walk.shape(node.args[1])) > 1:  # type: ignore[arg-type]
         _note_parameter(walk, node.args[1], labels)
     if isinstance(node.meta["val"], tuple | list):
@@ -68,7 +68,7 @@ def _product(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     left, right = a["self"], a["other"]
     if operation(node) == "div" and walk.labels(right) is not None:
-        walk.ledger.shifts.append((ids(walk.labels(right)).long().numpy(), "div"))  # type: ignore[arg-type]
+        walk.propagation.shifts.append((ids(walk.labels(right)).long().numpy(), "div"))  # type: ignore[arg-type]
     return _combine(walk, node, left, right, by_sum=False)
 
 
@@ -93,34 +93,36 @@ def _joins_branch(walk: Walk, node: fx.Node, left: Any, right: Any) -> bool:
     if branch is None:
         return False
     for maker in branch.makers:
-        walk.ledger.beside[maker] = branch.base
+        walk.propagation.beside[maker] = branch.base
     for layer in branch.inner:
         if layer.outputs * 2 <= min(branch.base.inputs, branch.base.outputs):
             reason = f"a branch of low rank beside {branch.base.module}, which is one layer with it"
-            walk.ledger.taint(walk.ledger.made_by(layer), reason)
+            walk.propagation.disqualify(walk.propagation.made_by(layer), reason)
     return True
 
 
 def _where(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
-    walk.spoil([a["condition"]], "decides a branch (where)")
+    walk.disqualify([a["condition"]], "decides a branch (where)")
     return _combine(walk, node, a["self"], a["other"], by_sum=True)
 
 
 def _masked_fill(walk: Walk, node: fx.Node) -> Labels:
     a = walk.arguments(node)
     labels = walk.labels(a["self"])
-    walk.spoil_others(node, a["self"])
+    walk.disqualify_others(node, a["self"])
     if labels is None:
         return None
     if a["value"] != 0:
-        walk.ledger.shifts.append((ids(labels).long().numpy(), "masked_fill"))
+        walk.propagation.shifts.append((ids(labels).long().numpy(), "masked_fill"))
     return labels.expand(walk.shape(node))
 
 
 def _fused(walk: Walk, node: fx.Node) -> Labels:
     """The forms ``self + value * a * b`` (`addcmul`) and ``lerp``."""
-    walk.spoil(node.all_input_nodes, f"passes through {operation(node)}, of which nothing is known")
+    walk.disqualify(
+        node.all_input_nodes, f"passes through {operation(node)}, of which nothing is known"
+    )
     return None
 
 
@@ -158,10 +160,10 @@ def _combine(walk: Walk, node: fx.Node, left: Any, right: Any, *, by_sum: bool) 
     assert labels is not None
     out = _raise(labels, shape)
     if by_sum:
-        walk.ledger.shifts.append((ids(labels).long().numpy(), operation(node)))
+        walk.propagation.shifts.append((ids(labels).long().numpy(), operation(node)))
     if isinstance(other, fx.Node) and _changes_along(walk.shape(other), out):
         if by_sum and walk.depends_on_data(other):
-            walk.ledger.taint(labels, ADDED)
+            walk.propagation.disqualify(labels, ADDED)
         else:
             _note_parameter(walk, other, labels)
     return out
@@ -181,7 +183,7 @@ def _changes_along(shape: tuple[int, ...], labels: Tensor) -> bool:
 def _note_parameter(walk: Walk, node: Any, labels: Tensor) -> None:
     known = [name for name in (*walk.names(node), *walk.sources(node)) if not _CONSTANT.match(name)]
     name = known[0] if known else f"a constant of {walk.scope(node) or 'the model'}"
-    walk.ledger.parameters.append((name, ids(labels).long().numpy()))
+    walk.propagation.parameters.append((name, ids(labels).long().numpy()))
 
 
 def _meet(walk: Walk, a: Tensor, b: Tensor, *, by_sum: bool) -> Tensor:
@@ -192,14 +194,16 @@ def _meet(walk: Walk, a: Tensor, b: Tensor, *, by_sum: bool) -> Tensor:
     spread_b = not along_a <= along_b and _meets_several(small_b, small_a)
     for labels, spread in ((a, spread_a), (b, spread_b)):
         if spread:
-            walk.ledger.taint(labels, ADDED if by_sum else "it scales several channels at once")
+            walk.propagation.disqualify(
+                labels, ADDED if by_sum else "it scales several channels at once"
+            )
     if spread_a or spread_b:
         return a if not spread_a else b
-    walk.ledger.tie(small_a, small_b, by_sum=by_sum)
+    walk.propagation.tie(small_a, small_b, by_sum=by_sum)
     if bool(((small_a == 0) ^ (small_b == 0)).any()):
-        lonely = torch.where(small_b == 0, small_a, 0) + torch.where(small_a == 0, small_b, 0)
+        unmatched = torch.where(small_b == 0, small_a, 0) + torch.where(small_a == 0, small_b, 0)
         reason = ADDED if by_sum else "multiplied with values that no linear layer makes"
-        walk.ledger.taint(lonely, reason)
+        walk.propagation.disqualify(unmatched, reason)
     return overlay(a, b)
 
 

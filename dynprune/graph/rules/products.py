@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from dynprune.graph.labels import compact, tidy, varying
-from dynprune.graph.ledger import Attention
+from dynprune.graph.propagation import Attention
 from dynprune.graph.rules.layers import through_weight
 from dynprune.graph.walk import Labels, Rule, Walk
 
@@ -17,7 +17,7 @@ def _attention(walk: Walk, node: fx.Node) -> Labels:
     """Scaled dot-product attention, counted as its two products."""
     a = walk.arguments(node)
     query, key, value = a["query"], a["key"], a["value"]
-    walk.spoil_others(node, query, key, value)
+    walk.disqualify_others(node, query, key, value)
     *batch, tokens, width = walk.shape(query)
     span = walk.shape(key)[-2]
     heads = batch[-1] if batch else 1
@@ -28,7 +28,7 @@ def _attention(walk: Walk, node: fx.Node) -> Labels:
     walk.product(node, "qk", qk, contraction=met)
     out, rows = _pass_values(walk, labels[2], walk.shape(node))
     if rows is not None:
-        walk.ledger.values.append(rows.long().numpy())
+        walk.propagation.values.append(rows.long().numpy())
     walk.product(node, "av", av, out=rows)
     _note(walk, node, (met, labels[:2]), (rows, labels[2:]))
     return out
@@ -47,7 +47,7 @@ def _note(walk: Walk, node: fx.Node, scored: Met, valued: Met = (None, [])) -> N
         for axis in varying(side)
     )
     rows = [None if met is None else met.long().numpy() for met in (scored[0], valued[0])]
-    walk.ledger.attentions.append(Attention(walk.scope(node), rows[0], rows[1], plain))
+    walk.propagation.attentions.append(Attention(walk.scope(node), rows[0], rows[1], plain))
 
 
 def _spread_heads(labels: Tensor | None, heads: int) -> Tensor | None:
@@ -66,18 +66,18 @@ def _contract(walk: Walk, q: Tensor | None, k: Tensor | None) -> Tensor | None:
     alone = "multiplied with values that no linear layer makes"
     for side in (q, k):
         if side is not None and side.dim() - 2 in varying(side):
-            walk.ledger.taint(side, "its channels are mixed with tokens before a product")
+            walk.propagation.disqualify(side, "its channels are mixed with tokens before a product")
             return None
     if q is None or k is None:
-        walk.ledger.taint(q if k is None else k, alone)
+        walk.propagation.disqualify(q if k is None else k, alone)
         return None
     a, b = torch.broadcast_tensors(compact(q)[..., 0, :], compact(k)[..., 0, :])
-    walk.ledger.tie(a, b)
+    walk.propagation.tie(a, b)
     if bool(((a == 0) ^ (b == 0)).any()):
-        walk.ledger.taint(torch.where(b == 0, a, 0), alone)
-        walk.ledger.taint(torch.where(a == 0, b, 0), alone)
+        walk.propagation.disqualify(torch.where(b == 0, a, 0), alone)
+        walk.propagation.disqualify(torch.where(a == 0, b, 0), alone)
     rows = a.reshape(-1, a.shape[-1])
-    walk.ledger.scores.append(rows.long().numpy())
+    walk.propagation.scores.append(rows.long().numpy())
     return rows
 
 
@@ -88,7 +88,7 @@ def _pass_values(
     if v is None:
         return None, None
     if v.dim() - 2 in varying(v):
-        walk.ledger.taint(v, "its channels are mixed with tokens before a product")
+        walk.propagation.disqualify(v, "its channels are mixed with tokens before a product")
         return None, None
     small = compact(v)
     rows = small[..., 0, :].reshape(-1, small.shape[-1])
@@ -99,7 +99,7 @@ def _matmul(walk: Walk, node: fx.Node) -> Labels:
     first, second = _operands(walk, node)
     shapes = walk.shape(first), walk.shape(second)
     if min(len(shape) for shape in shapes) < 2:
-        walk.spoil([first, second], "multiplied with a vector")
+        walk.disqualify([first, second], "multiplied with a vector")
         _note(walk, node, (None, []))
         walk.product(node, "matmul", math.prod(walk.shape(node)) * shapes[0][-1])
         return None
@@ -114,7 +114,7 @@ def _operands(walk: Walk, node: fx.Node) -> tuple[fx.Node, fx.Node]:
     names = ("batch1", "batch2") if "batch1" in a else ("self", "other")
     names = ("self", "mat2") if "mat2" in a else names
     first, second = a[names[0]], a[names[1]]
-    walk.spoil_others(node, first, second)
+    walk.disqualify_others(node, first, second)
     return first, second
 
 
@@ -127,7 +127,7 @@ def _activations(walk: Walk, node: fx.Node, first: fx.Node, second: fx.Node) -> 
     if x_inner or y_inner:
         for labels, inner in ((x, x_inner), (y, y_inner)):
             if labels is not None and not inner:
-                walk.ledger.taint(labels, "its channels meet the tokens of another layer")
+                walk.propagation.disqualify(labels, "its channels meet the tokens of another layer")
         met = _contract(
             walk, x if x_inner else None, y.transpose(-1, -2) if y_inner and y is not None else None
         )
@@ -136,11 +136,11 @@ def _activations(walk: Walk, node: fx.Node, first: fx.Node, second: fx.Node) -> 
         return None
     if y is not None:
         if x is not None:
-            walk.ledger.taint(x, "its channels meet those of another layer in a product")
+            walk.propagation.disqualify(x, "its channels meet those of another layer in a product")
         out, rows = _pass_values(walk, y, shape)
         attends = rows is not None and walk.depends_on_data(first)
         if attends and rows is not None:
-            walk.ledger.values.append(rows.long().numpy())
+            walk.propagation.values.append(rows.long().numpy())
         walk.product(node, "av" if attends else "matmul", macs, out=rows)
         _note(walk, node, (None, []), (rows if attends else None, [y]))
         return out
@@ -152,7 +152,7 @@ def _activations(walk: Walk, node: fx.Node, first: fx.Node, second: fx.Node) -> 
 def _einsum(walk: Walk, node: fx.Node) -> Labels:
     """An Einstein sum that was not decomposed into products that have a rule."""
     equation, operands = walk.arguments(node)["equation"], walk.arguments(node)["tensors"]
-    walk.spoil(node.all_input_nodes, f"passes through einsum {equation!r}")
+    walk.disqualify(node.all_input_nodes, f"passes through einsum {equation!r}")
     walk.product(node, "matmul", _einsum_macs(walk, equation, operands))
     return None
 

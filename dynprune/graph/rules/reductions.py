@@ -39,10 +39,12 @@ def _reduce(walk: Walk, node: fx.Node) -> Labels:
     axes = {d % labels.dim() for d in dims}
     name = operation(node)
     if axes & set(varying(labels)):
-        walk.ledger.taint(labels, f"the model {_REDUCE[name]} its channels")
+        walk.propagation.disqualify(labels, f"the model {_REDUCE[name]} its channels")
         return None
     keep = bool(a.get("keepdim"))
-    walk.ledger.shifts.append((ids(labels).long().numpy(), name)) if name == "logsumexp" else None
+    walk.propagation.shifts.append(
+        (ids(labels).long().numpy(), name)
+    ) if name == "logsumexp" else None
     for axis in sorted(axes, reverse=True):
         labels = labels.narrow(axis, 0, 1) if keep else labels.select(axis, 0)
     return labels
@@ -54,21 +56,21 @@ def _along(walk: Walk, node: fx.Node) -> Labels:
     if labels is None:
         return None
     if int(a["dim"]) % labels.dim() in varying(labels):
-        walk.ledger.taint(labels, f"{_ALONG[operation(node)]} its channels")
-    walk.ledger.shifts.append((ids(labels).long().numpy(), operation(node)))
+        walk.propagation.disqualify(labels, f"{_ALONG[operation(node)]} its channels")
+    walk.propagation.shifts.append((ids(labels).long().numpy(), operation(node)))
     return labels
 
 
 def _spatial(walk: Walk, node: fx.Node) -> Labels:
     source = node.args[0]
     labels = walk.labels(source)
-    walk.spoil_others(node, source)
+    walk.disqualify_others(node, source)
     if labels is None:
         return None
     count = _SPATIAL[operation(node)]
     axes = range(labels.dim() - count, labels.dim())
     if any(axis in axes for axis in varying(labels)):
-        walk.ledger.taint(labels, f"{operation(node)} mixes its channels")
+        walk.propagation.disqualify(labels, f"{operation(node)} mixes its channels")
         return None
     for axis in axes:
         labels = labels.narrow(axis, 0, 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from dynprune.rewrite.decoder.bands import Resize, Stage, bands_of_sum
+from dynprune.rewrite.decoder.row_tiles import Resize, Stage, row_tiles_of_sum
 from dynprune.rewrite.decoder.structure import ELEMENTWISE, Branch, DecoderStructure, Step
 
 __all__ = [
@@ -292,7 +292,7 @@ class FoldedDecoder(nn.Module):
                 Stage(x[instance], weight, resize)
                 for x, weight, resize in zip(tokens, weights, self._resizes, strict=True)
             ]
-            for top, band in bands_of_sum(stages, bias, height, width):
+            for top, band in row_tiles_of_sum(stages, bias, height, width):
                 pixels = slice(top * width, (top + len(band)) * width)
                 hidden = band[None].permute(0, 3, 1, 2)  # (1, D, rows, W)
                 for step in steps:

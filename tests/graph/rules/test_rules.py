@@ -69,13 +69,13 @@ def test_labels_move_as_values_do(name, monkeypatch):
     move = MOVES[name]
     walk = Walk(trace(Moved(move), Example((torch.randn(2, 6, 4),))), RULES)
     seen = {}
-    spoil = walk.spoil
+    disqualify = walk.disqualify
 
     def remember(nodes, reason):
         seen.update({node: walk.labels(node) for node in nodes})
-        spoil(nodes, reason)
+        disqualify(nodes, reason)
 
-    monkeypatch.setattr(walk, "spoil", remember)
+    monkeypatch.setattr(walk, "disqualify", remember)
     walk.run()
     (labels,) = (found for found in seen.values() if found is not None)
     numbers = torch.arange(1.0, 9.0).expand(2, 6, 8).contiguous()

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dynprune.distill import Record
-from dynprune.distill.journal import Journal
+from dynprune.distill.metrics_log import MetricsLog
 from dynprune.errors import OutputError, UsageError
 
 
@@ -33,7 +33,7 @@ def steps(directory):
 
 
 def test_every_record_is_a_line_that_reads_back(tmp_path):
-    with Journal(tmp_path) as journal:
+    with MetricsLog(tmp_path) as journal:
         journal.write(record(1))
         journal.write(record(2))
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -41,19 +41,19 @@ def test_every_record_is_a_line_that_reads_back(tmp_path):
 
 
 def test_a_resumed_run_drops_what_it_will_write_again_and_torn_lines(tmp_path):
-    with Journal(tmp_path) as journal:
+    with MetricsLog(tmp_path) as journal:
         for step in (1, 2, 3, 4):
             journal.write(record(step))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "ste')
-    with Journal(tmp_path, after_step=2) as journal:
+    with MetricsLog(tmp_path, after_step=2) as journal:
         journal.write(record(3))
     assert steps(tmp_path) == [1, 2, 3]
 
 
 def test_a_new_run_starts_a_new_journal(tmp_path):
     for _ in range(2):
-        with Journal(tmp_path) as journal:
+        with MetricsLog(tmp_path) as journal:
             journal.write(record(1))
     assert steps(tmp_path) == [1]
 
@@ -61,14 +61,14 @@ def test_a_new_run_starts_a_new_journal(tmp_path):
 def test_a_journal_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*metrics\.jsonl"):
-        Journal(tmp_path)
+        MetricsLog(tmp_path)
 
 
 def test_tensorboard_gets_every_scalar(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Journal(tmp_path, tensorboard=True) as journal:
+    with MetricsLog(tmp_path, tensorboard=True) as journal:
         for step in (1, 2):
             journal.write(record(step))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -82,14 +82,14 @@ def test_tensorboard_gets_every_scalar(tmp_path):
 def test_a_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError, match=r"dynprune\[tensorboard\]"):
-        Journal(tmp_path, tensorboard=True)
+        MetricsLog(tmp_path, tensorboard=True)
 
 
 def test_a_record_that_a_kill_kept_from_the_journal_is_written_once(tmp_path):
-    with Journal(tmp_path) as journal:
+    with MetricsLog(tmp_path) as journal:
         journal.write(record(2))
     for _ in range(2):
-        with Journal(tmp_path, after_step=4) as journal:
+        with MetricsLog(tmp_path, after_step=4) as journal:
             journal.write_if_missing(record(2))
             journal.write_if_missing(record(4))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynprune.graph.ledger import Ledger, components
+from dynprune.graph.propagation import Propagation, components
 
 edges = st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=60)
 
@@ -31,29 +31,31 @@ def test_components_equal_those_of_a_plain_search(pairs):
 
 
 def test_every_id_has_the_layer_that_makes_it():
-    ledger = Ledger()
-    layers = [ledger.layer(name, name, 1, size) for name, size in (("a", 3), ("b", 1), ("c", 5))]
+    propagation = Propagation()
+    layers = [
+        propagation.layer(name, name, 1, size) for name, size in (("a", 3), ("b", 1), ("c", 5))
+    ]
     for place, layer in enumerate(layers):
-        made = ledger.made_by(layer).numpy()
-        assert ledger.owner(made).tolist() == [place] * len(made)
+        made = propagation.made_by(layer).numpy()
+        assert propagation.owner(made).tolist() == [place] * len(made)
 
 
 def test_a_layer_asked_for_again_keeps_its_ids():
-    ledger = Ledger()
-    first = ledger.layer("a", "a", 1, 3)
-    ledger.layer("b", "b", 1, 3)
-    assert ledger.layer("a", "a", 1, 3) is first
+    propagation = Propagation()
+    first = propagation.layer("a", "a", 1, 3)
+    propagation.layer("b", "b", 1, 3)
+    assert propagation.layer("a", "a", 1, 3) is first
 
 
 def test_labels_are_tainted_only_if_all_their_neurons_are():
-    ledger = Ledger()
-    made = ledger.made_by(ledger.layer("a", "a", 1, 4))
-    ledger.taint(made[:2], "because")
-    assert ledger.is_tainted(made[:2])
-    assert not ledger.is_tainted(made)
+    propagation = Propagation()
+    made = propagation.made_by(propagation.layer("a", "a", 1, 4))
+    propagation.disqualify(made[:2], "because")
+    assert propagation.is_disqualified(made[:2])
+    assert not propagation.is_disqualified(made)
 
 
 def test_equal_or_absent_labels_are_not_tied():
-    ledger = Ledger()
-    ledger.tie(torch.tensor([0, 3, 4]), torch.tensor([2, 3, 5]))
-    assert [pair.tolist() for pair in ledger.ties] == [[[4], [5]]]
+    propagation = Propagation()
+    propagation.tie(torch.tensor([0, 3, 4]), torch.tensor([2, 3, 5]))
+    assert [pair.tolist() for pair in propagation.ties] == [[[4], [5]]]

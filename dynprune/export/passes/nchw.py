@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 
 from dynprune.export.passes.nodes import describe, emit, input_of, value_of
 
-__all__ = ["multiply_in_planes"]
+__all__ = ["multiply_in_nchw"]
 
 _ATEN = torch.ops.aten
 _ELEMENTWISE: dict[Any, Callable[..., Tensor]] = {
@@ -21,7 +21,7 @@ _ELEMENTWISE: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def multiply_in_planes(program: ExportedProgram) -> ExportedProgram:
+def multiply_in_nchw(program: ExportedProgram) -> ExportedProgram:
     """Rewrite the products around depthwise convolutions of one instance, in place.
 
     ``x W^T`` seen as planes is ``W x^T``: the product before a convolution writes the planes that

@@ -20,20 +20,20 @@ from dynprune.measure.compare import Comparison, compare
 from dynprune.measure.executed import executed
 from dynprune.measure.macs import ExecutedRange, MacsReport, macs_report
 from dynprune.measure.neurons import NeuronReport, neuron_report
-from dynprune.measure.overlap import worlds_of
+from dynprune.measure.overlap import domains_of
 from dynprune.models import LoadedModel, provenance_of
 from dynprune.models.storage import environment
 from dynprune.report.panels import Panel, make_panels
 from dynprune.tasks.evaluate import agree_on_classes, output_classes
 from dynprune.tasks.task import Exhibit, Scores, Task
 
-__all__ = ["Findings", "TaskView", "gather", "gather_task"]
+__all__ = ["Results", "TaskView", "gather", "gather_task"]
 
 Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
-class Findings:
+class Results:
     """What was measured, and what it was measured with.
 
     Attributes:
@@ -146,7 +146,7 @@ def gather(
     preprocessing: Preprocessing,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> Findings:
+) -> Results:
     """Measure everything that the page shows.
 
     Args:
@@ -179,7 +179,7 @@ def gather(
         progress=tell("evaluate"),
     )
     return replace(
-        _measured(student, teacher, calls, worlds_of(part.images), tell),
+        _measured(student, teacher, calls, domains_of(part.images), tell),
         data=str(data.root),
         samples=len(data),
         comparison=comparison,
@@ -206,7 +206,7 @@ def gather_task(
     shown: int = 3,
     device: str = "cpu",
     progress: Progress | None = None,
-) -> Findings:
+) -> Results:
     """Measure everything that the page shows of a task without label maps.
 
     Args:
@@ -238,7 +238,7 @@ def gather_task(
     if dense is not None and not task.compares:
         others = task.evaluate(dense, device=device, progress=tell("evaluate the teacher"))
     pictures = task.unit == "images"
-    worlds = worlds_of(map(Path, calls.names)) if pictures else ()
+    worlds = domains_of(map(Path, calls.names)) if pictures else ()
     unit = ("picture", "pictures") if pictures else (task.unit.removesuffix("s"), task.unit)
     return replace(
         _measured(student, teacher, calls, worlds, tell),
@@ -279,13 +279,13 @@ def _measured(
     calls: Sequence[Example],
     worlds: Sequence[str],
     tell: Callable[[str], Callable[[int, int], None]],
-) -> Findings:
+) -> Results:
     """Measure what the page shows of any task."""
     ran = _count(student, calls, tell("count"))
     macs = macs_report(student.module, student.example)
     if all(_shape(call) == macs.input for call in calls):
         macs = replace(macs, executed=ExecutedRange(sum(ran) / len(ran), min(ran), max(ran)))
-    return Findings(
+    return Results(
         model=student.name,
         teacher=None if teacher is None else teacher.name,
         data="",

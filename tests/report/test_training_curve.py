@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dynprune.report.course import course_rows, read_course
+from dynprune.report.training_curve import read_training_curve, training_curve_rows
 
 
 def write(directory, count=40):
@@ -20,7 +20,7 @@ def write(directory, count=40):
 
 def test_records_are_read_by_step(tmp_path):
     write(tmp_path)
-    course = read_course(tmp_path)
+    course = read_training_curve(tmp_path)
     assert course.stages == [("features", 1.0), ("logits", 21.0)]
     assert course.miou == [(10.0, 0.1), (20.0, 0.2), (30.0, 0.3), (40.0, 0.4)]
     assert course.loss[-1] == (40.0, 1 / 40)
@@ -29,7 +29,7 @@ def test_records_are_read_by_step(tmp_path):
 
 def test_lines_stay_in_their_drawing_and_end_where_the_run_does(tmp_path):
     write(tmp_path, 2000)
-    rows = course_rows(read_course(tmp_path))
+    rows = training_curve_rows(read_training_curve(tmp_path))
     assert [row.name for row in rows] == ["loss, logarithmic", "pruned share", "validation mIoU"]
     assert rows[1].number == "0.0% → 50.0%"
     for row in rows:
@@ -48,5 +48,5 @@ def test_lines_stay_in_their_drawing_and_end_where_the_run_does(tmp_path):
 )
 def test_what_is_no_course_is_left_out(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert read_course(tmp_path) is None
-    assert read_course(tmp_path / "nowhere") is None
+    assert read_training_curve(tmp_path) is None
+    assert read_training_curve(tmp_path / "nowhere") is None

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from dynprune.errors import OutputError
-from dynprune.export.kept import kept_file
+from dynprune.export.atomic import atomic_file
 
 
 def test_the_file_and_its_companions_move_into_place(tmp_path: Path) -> None:
-    with kept_file(tmp_path / "deep" / "model.xml") as place:
+    with atomic_file(tmp_path / "deep" / "model.xml") as place:
         place.write_text("xml")
         place.with_suffix(".bin").write_text("bin")
         assert list((tmp_path / "deep").glob("model*")) == []
@@ -20,7 +20,7 @@ def test_the_file_and_its_companions_move_into_place(tmp_path: Path) -> None:
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("old")
-    with contextlib.suppress(KeyError), kept_file(path, overwrite=True) as place:
+    with contextlib.suppress(KeyError), atomic_file(path, overwrite=True) as place:
         place.write_text("new")
         raise KeyError
     assert path.read_text() == "old"
@@ -30,15 +30,15 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 def test_an_existing_file_is_overwritten_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_text("old")
-    with pytest.raises(OutputError, match="exists; choose another"), kept_file(path):
+    with pytest.raises(OutputError, match="exists; choose another"), atomic_file(path):
         pass
-    with kept_file(path, overwrite=True) as place:
+    with atomic_file(path, overwrite=True) as place:
         place.write_text("new")
     assert path.read_text() == "new"
 
 
 def test_a_directory_in_its_place_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is a directory"), kept_file(tmp_path, overwrite=True):
+    with pytest.raises(OutputError, match="is a directory"), atomic_file(tmp_path, overwrite=True):
         pass
 
 
@@ -46,6 +46,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OutputError, match=r"Cannot write to .*model\.onnx"),
-        kept_file(tmp_path / "file" / "model.onnx"),
+        atomic_file(tmp_path / "file" / "model.onnx"),
     ):
         pass

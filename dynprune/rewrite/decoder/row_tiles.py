@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import Library
 
-__all__ = ["Resize", "Stage", "bands_of_sum", "resize_matrix"]
+__all__ = ["Resize", "Stage", "resize_matrix", "row_tiles_of_sum"]
 
 BAND = 1 << 19
 """Elements of a band: 2 MB of float32, measured best on CPUs (docs/notes/performance.md)."""
@@ -78,7 +78,7 @@ class Stage:
     resize: Resize | None
 
 
-def bands_of_sum(
+def row_tiles_of_sum(
     stages: Sequence[Stage], bias: Tensor | None, height: int, width: int
 ) -> Iterator[tuple[int, Tensor]]:
     r"""Yield :math:`\sum_i \mathrm{up}_i(W_i x_i) + b` from top to bottom.

@@ -1,4 +1,4 @@
-"""Gather the neurons of a ledger into groups of neurons with the same history."""
+"""Gather the neurons of a propagation into groups of neurons with the same history."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -7,32 +7,32 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from dynprune.graph.ledger import Ids, Layer, Ledger, components
 from dynprune.graph.neurons import Channels, GroupKind, NeuronGroup
+from dynprune.graph.propagation import Ids, Layer, Propagation, components
 from dynprune.graph.reasons import History, is_shown, reasons_of
 from dynprune.graph.slots import slots_of
 
-__all__ = ["gather"]
+__all__ = ["partition"]
 
 
-def gather(ledger: Ledger) -> tuple[list[NeuronGroup], Ids]:
-    """Form the neuron groups of a ledger.
+def partition(propagation: Propagation) -> tuple[list[NeuronGroup], Ids]:
+    """Form the neuron groups of a propagation.
 
     Ids that are tied are one neuron. Neurons with the same history (made, carried, read, met and
-    spoiled by the same layers as often) are one group.
+    disqualified by the same layers as often) are one group.
 
     Returns:
         Groups in the order in which their first producers run, and for every id the place of its
         group in that list, or -1.
     """
-    root = components(ledger.size, _joined(ledger.ties))
-    gatherer = _Gatherer(ledger, root)
+    root = components(propagation.size, _joined(propagation.ties))
+    gatherer = _Partition(propagation, root)
     drafts: list[tuple[int, NeuronGroup, Ids]] = []
     for number, history in sorted(gatherer.histories().items()):
         if history.made and is_shown(history):
             drafts.append(gatherer.draft(number, history))
     drafts.sort(key=lambda draft: (draft[0], draft[1].kind))
-    owner = np.full(ledger.size, -1, np.int64)
+    owner = np.full(propagation.size, -1, np.int64)
     for place, (_, _, keys) in enumerate(drafts):
         owner[keys] = place
     return _named([group for _, group, _ in drafts]), owner[root]
@@ -43,52 +43,52 @@ def _joined(pairs: list[torch.Tensor]) -> Ids:
 
 
 @dataclass
-class _Gatherer:
-    """The neurons of a ledger, each with the number of its group.
+class _Partition:
+    """The neurons of a propagation, each with the number of its group.
 
     Attributes:
-        ledger: what the walk found.
+        propagation: what the walk found.
         root: (ids,) the neuron that each id belongs to, named by its smallest id.
         number: (ids,) group of each neuron.
         rank: (ids,) place of each neuron in its group, once the group is drafted.
     """
 
-    ledger: Ledger
+    propagation: Propagation
     root: Ids
     number: Ids = field(init=False)
     rank: Ids = field(init=False)
 
     def __post_init__(self) -> None:
-        self._carried = {module: self.root[found] for module, found in self.ledger.carries}
+        self._carried = {module: self.root[found] for module, found in self.propagation.carries}
         self._read: dict[Layer, list[Ids]] = defaultdict(list)
-        for layer, read in self.ledger.reads:
+        for layer, read in self.propagation.reads:
             self._read[layer].append(self.root[read])
-        self.rank = np.zeros(self.ledger.size, np.int64)
+        self.rank = np.zeros(self.propagation.size, np.int64)
         self.number = self._numbers()
 
     def _events(self) -> Iterator[tuple[tuple[str, object], Ids]]:
         """Everything that happens to neurons: what it is, and to which, as often as it does."""
-        ledger = self.ledger
-        for layer in ledger.layers.values():
+        propagation = self.propagation
+        for layer in propagation.layers.values():
             yield ("made", layer), self._made(layer)
-        for layer, read in ledger.reads:
+        for layer, read in propagation.reads:
             yield ("read", layer), self.root[read]
-        for module, carried in ledger.carries:
+        for module, carried in propagation.carries:
             yield ("carried", module), self.root[carried]
         once: dict[tuple[str, object], list[Ids]] = defaultdict(list)
-        for name, found in ledger.parameters:
+        for name, found in propagation.parameters:
             once["parameters", name].append(found)
-        for found, reason in ledger.taints:
+        for found, reason in propagation.disqualifies:
             once["reasons", reason].append(found)
-        for found, what in ledger.shifts:
+        for found, what in propagation.shifts:
             once["shifts", what].append(found)
-        for rows in ledger.scores:
+        for rows in propagation.scores:
             once["scored", True].append(rows.reshape(-1))
-        for rows in ledger.values:
+        for rows in propagation.values:
             once["valued", True].append(rows.reshape(-1))
-        sums = _joined(ledger.sums)
+        sums = _joined(propagation.sums)
         if sums.size:
-            makers = ledger.owner(sums)
+            makers = propagation.owner(sums)
             once["summed", True].append(sums[0][makers[0] != makers[1]])
         for event, parts in once.items():
             yield event, np.unique(self.root[np.concatenate(parts)])
@@ -96,7 +96,7 @@ class _Gatherer:
     def _numbers(self) -> Ids:
         """Number the histories: neurons with equal sums of random event weights share one."""
         draw = np.random.default_rng(0)
-        code = np.zeros(self.ledger.size, np.uint64)
+        code = np.zeros(self.propagation.size, np.uint64)
         for (event, _), keys in self._events():
             if event == "shifts":  # Only matters to queries and keys, and then to all of them.
                 continue
@@ -122,7 +122,7 @@ class _Gatherer:
         kind: GroupKind = "qk" if history.scored else "v" if history.valued else "ffn"
         tables: list[Ids] = []
         if kind != "ffn":
-            tables = self.ledger.scores if kind == "qk" else self.ledger.values
+            tables = self.propagation.scores if kind == "qk" else self.propagation.values
         heads, keys, uneven = _heads(keys, [self.root[table] for table in tables])
         self.rank[keys] = np.arange(len(keys))
         first = min(history.made, key=lambda layer: layer.first)
@@ -134,7 +134,9 @@ class _Gatherer:
                     layer.module,
                     self._positions(number, [self._made(layer)]),
                     layer.outputs,
-                    self.ledger.beside[layer].module if layer in self.ledger.beside else None,
+                    self.propagation.beside[layer].module
+                    if layer in self.propagation.beside
+                    else None,
                 )
                 for layer in history.made
             ),
@@ -153,7 +155,7 @@ class _Gatherer:
         )
         if kind != "ffn" and heads and uneven is None:
             makers = [layer.module for layer in history.made]
-            slots = slots_of(self.ledger.attentions, makers, self.root, keys, heads)
+            slots = slots_of(self.propagation.attentions, makers, self.root, keys, heads)
             group = replace(group, slots=slots)
         reasons = reasons_of(group, history, uneven)
         said = "; ".join(list(dict.fromkeys(reasons))[:2])

@@ -10,7 +10,7 @@ from torch.export import ExportedProgram
 
 from dynprune.export.passes.nodes import MOVES, emit, input_of, is_parameter, moved, value_of
 
-__all__ = ["centre_norms"]
+__all__ = ["norms_to_rms_norms"]
 
 _ATEN = torch.ops.aten
 
@@ -36,7 +36,7 @@ class _Stream:
     moving: dict[tuple[fx.Node, int], int] = field(default_factory=dict)
 
 
-def centre_norms(program: ExportedProgram) -> ExportedProgram:
+def norms_to_rms_norms(program: ExportedProgram) -> ExportedProgram:
     r"""Take the mean out of what norms read, and let them divide by the root mean square, in place.
 
     A norm takes the mean over its C channels from what it reads, so that the layers before it may

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from dynprune.export.passes.centred import centre_norms
+from dynprune.export.passes.rms_norms import norms_to_rms_norms
 
 ATEN = torch.ops.aten
 CHANNELS = 8
@@ -103,7 +103,7 @@ def test_other_precisions_stay() -> None:
     model = Host().double().eval()
     example = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     program = torch.export.export(model, (example,), strict=False)
-    assert len(norms(centre_norms(program))) == 5
+    assert len(norms(norms_to_rms_norms(program))) == 5
 
 
 def centred(model: nn.Module) -> ExportedProgram:
@@ -113,7 +113,7 @@ def centred(model: nn.Module) -> ExportedProgram:
         model.eval(), (picture,), dynamic_shapes=({2: Dim.AUTO},), strict=False
     )
     program._guards_code = []
-    centre_norms(program)
+    norms_to_rms_norms(program)
     program.graph.lint()
     for height in (8, 12):
         picture = 3 * torch.randn(1, 3, height, 8) + 1

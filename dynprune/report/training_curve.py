@@ -11,7 +11,7 @@ from typing import Any
 from dynprune.report.drawing import Drawing
 from dynprune.report.figures import Row
 
-__all__ = ["Course", "course_rows", "read_course"]
+__all__ = ["TrainingCurve", "read_training_curve", "training_curve_rows"]
 
 Points = Sequence[tuple[float, float]]
 _METRICS = {"miou": "mIoU", "top1": "top-1", "cosine": "cosine"}
@@ -19,7 +19,7 @@ _MOST = 300  # points of a line; more are thinned out
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingCurve:
     """Figures of a run by step.
 
     Attributes:
@@ -37,7 +37,7 @@ class Course:
     metric: str = "miou"
 
 
-def read_course(directory: Path) -> Course | None:
+def read_training_curve(directory: Path) -> TrainingCurve | None:
     """Read the records of a run; None where there are none, or they cannot be read."""
     try:
         lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -56,10 +56,10 @@ def read_course(directory: Path) -> Course | None:
     numbers = [value for points in (loss, pruned, miou) for point in points for value in point]
     if len(records) < 2 or not all(map(math.isfinite, numbers)):
         return None
-    return Course(list(stages.items()), loss, pruned, miou, metric)
+    return TrainingCurve(list(stages.items()), loss, pruned, miou, metric)
 
 
-def course_rows(course: Course) -> list[Row]:
+def training_curve_rows(course: TrainingCurve) -> list[Row]:
     """Draw a line for each figure, all over the same steps."""
     last = max(step for step, _ in course.loss)
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dynprune.errors import InputError
-from dynprune.models.declared import check_architecture, check_numbers, read_header
+from dynprune.models.limits import check_architecture, check_numbers, read_header
 from dynprune.models.pretrained import build_architecture, load_pretrained
 
 SEGFORMER = "SegformerForSemanticSegmentation"

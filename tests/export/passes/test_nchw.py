@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from dynprune.export.passes.movements import simplify_movements
-from dynprune.export.passes.planes import multiply_in_planes
+from dynprune.export.passes.nchw import multiply_in_nchw
 
 MOVES = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int}
 
@@ -36,7 +36,7 @@ def test_no_map_is_transposed_and_nothing_changes(bias: bool) -> None:
     model = Mixer(bias=bias).eval()
     program = traced(model)
     before = count_moves(program)
-    multiply_in_planes(program)
+    multiply_in_nchw(program)
     assert count_moves(program) == before - 2
     assert_same(program, model)
 
@@ -45,7 +45,7 @@ def test_what_others_read_too_stays_as_tokens() -> None:
     model = Mixer(reads_hidden_twice=True).eval()
     program = traced(model)
     before = count_moves(program)
-    multiply_in_planes(program)
+    multiply_in_nchw(program)
     assert count_moves(program) == before
     assert_same(program, model)
 

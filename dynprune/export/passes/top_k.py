@@ -9,13 +9,13 @@ from torch.export import ExportedProgram
 
 from dynprune.export.passes.nodes import VIEWS, emit, input_of, is_fixed, origin, value_of
 
-__all__ = ["simplify_selections"]
+__all__ = ["fuse_top_k"]
 
 _ATEN = torch.ops.aten
 _GATHERS = {_ATEN.index_select.default, _ATEN.gather.default}
 
 
-def simplify_selections(program: ExportedProgram) -> ExportedProgram:
+def fuse_top_k(program: ExportedProgram) -> ExportedProgram:
     """Rewrite how gates score, choose and value their neurons, in place.
 
     Kept neurons stay in the order of the choice where all that reads them gathers by it: the two

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from dynprune.errors import DynpruneError, OutputError
 
-__all__ = ["kept_file"]
+__all__ = ["atomic_file"]
 
 
 @contextmanager
-def kept_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a path to write to, whose file and its companions move to ``path`` when the block ends.
 
     Where the block fails, nothing is left and what was at ``path`` stays.

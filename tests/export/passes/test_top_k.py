@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from dynprune.example import Example
-from dynprune.export.passes.selections import simplify_selections
+from dynprune.export.passes.top_k import fuse_top_k
 from dynprune.export.program import Target, exportable
 from dynprune.gate import gates
 from tests.export.conftest import pictures
@@ -91,7 +91,7 @@ def simplified(model: nn.Module) -> set[object]:
 def rewritten(model: nn.Module) -> ExportedProgram:
     """Rewrite the traced model, and compare what it computes."""
     program = torch.export.export(model, (torch.randn(1, 4),), strict=False)
-    simplify_selections(program)
+    fuse_top_k(program)
     for _ in range(3):
         summary = torch.randn(1, 4)
         torch.testing.assert_close(program.module()(summary), model(summary))

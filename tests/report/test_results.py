@@ -11,8 +11,8 @@ from dynprune.measure.calls import PictureCalls
 from dynprune.measure.executed import executed
 from dynprune.measure.macs import macs_report
 from dynprune.models.storage import save
-from dynprune.report.findings import gather
 from dynprune.report.published import PUBLISHED
+from dynprune.report.results import gather
 
 from .conftest import PICTURES, loaded
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from dynprune.errors import OutputError, UsageError
 
-__all__ = ["Journal", "Record", "last_scores"]
+__all__ = ["MetricsLog", "Record", "last_scores"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Record:
         return asdict(self)
 
 
-class Journal:
+class MetricsLog:
     """Appends records to ``metrics.jsonl`` of a directory, and to TensorBoard if asked.
 
     A context manager.
@@ -78,7 +78,7 @@ class Journal:
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror}") from error
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynprune.example import Example
 from dynprune.measure.executed import executed
-from dynprune.rewrite.decoder import bands as bands_module
-from dynprune.rewrite.decoder.bands import Resize, Stage, bands_of_sum, resize_matrix
+from dynprune.rewrite.decoder import row_tiles as row_tiles_module
+from dynprune.rewrite.decoder.row_tiles import Resize, Stage, resize_matrix, row_tiles_of_sum
 
 RESIZES = [
     Resize("nearest"),
@@ -43,7 +43,7 @@ def test_bands_are_the_rows_of_the_sum(
 ) -> None:
     torch.manual_seed(0)
     height, width, channels = 29, 23, 12
-    monkeypatch.setattr(bands_module, "BAND", rows_of_a_band * width * channels)
+    monkeypatch.setattr(row_tiles_module, "BAND", rows_of_a_band * width * channels)
     sizes = [(15, 12), (4, 3), *([(height, width)] if has_whole else [])]
     bias = torch.randn(channels)
     expected = bias[:, None, None].expand(channels, height, width)
@@ -54,7 +54,7 @@ def test_bands_are_the_rows_of_the_sum(
         stages.append(Stage(x, weight, None if whole else resize))
         y = F.linear(x, weight).permute(2, 0, 1)[None]
         expected = expected + (y if whole else resize(y, (height, width)))[0]
-    bands = [(top, band.clone()) for top, band in bands_of_sum(stages, bias, height, width)]
+    bands = [(top, band.clone()) for top, band in row_tiles_of_sum(stages, bias, height, width)]
     assert [top for top, _ in bands] == [*range(0, height, rows_of_a_band)]
     torch.testing.assert_close(
         torch.cat([band for _, band in bands]).permute(2, 0, 1), expected, rtol=1e-4, atol=1e-5
@@ -65,7 +65,7 @@ def test_a_map_is_resized_a_few_rows_ahead_and_never_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     height, width, channels = 64, 24, 12
-    monkeypatch.setattr(bands_module, "BAND", 8 * width * channels)
+    monkeypatch.setattr(row_tiles_module, "BAND", 8 * width * channels)
     rows = []
 
     class Spied(Resize):
@@ -79,7 +79,7 @@ def test_a_map_is_resized_a_few_rows_ahead_and_never_whole(
         torch.randn(channels, 5),
         Spied("bilinear", align_corners=False),
     )
-    assert len(list(bands_of_sum([stage], None, height, width))) == 8
+    assert len(list(row_tiles_of_sum([stage], None, height, width))) == 8
     assert rows == [8 + 1, 8 + 2, 8 + 2, 8 + 1]  # of 16 rows of the sum, and their neighbours
 
 
@@ -92,7 +92,7 @@ def test_resizing_is_no_multiply_add_of_any_counter() -> None:
 
     class Sum(torch.nn.Module):
         def forward(self, _: torch.Tensor) -> torch.Tensor:
-            return torch.cat([band for _, band in bands_of_sum(stages, None, 8, 6)])
+            return torch.cat([band for _, band in row_tiles_of_sum(stages, None, 8, 6)])
 
     products = (8 * 6 + 4 * 3) * 4 * 16
     assert executed(Sum(), Example((torch.zeros(1),))) == products

@@ -1,4 +1,4 @@
-"""The ledger of a label walk: who makes, passes on, reads, ties or spoils each neuron."""
+"""What a label walk finds: who makes, passes on, reads, ties or disqualifies each neuron."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynprune.graph.labels import ids
 
-__all__ = ["Attention", "Ids", "Layer", "Ledger", "Product", "components"]
+__all__ = ["Attention", "Ids", "Layer", "Product", "Propagation", "components"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -67,7 +67,7 @@ class Attention:
 
 
 @dataclass(eq=False)
-class Ledger:
+class Propagation:
     """Everything that a walk through the graph finds out.
 
     Attributes:
@@ -81,7 +81,7 @@ class Ledger:
         ties: pairs of ids that must be kept or skipped together.
         sums: pairs of ids that an addition joins; they are ties too.
         beside: layer of a branch -> the layer to whose outputs its own are added.
-        taints: (ids, why they cannot be gated).
+        disqualifies: (ids, why they cannot be gated).
         shifts: (ids, operation under which a skipped neuron does not stay zero).
         products: the multiply-adds.
     """
@@ -96,7 +96,7 @@ class Ledger:
     ties: list[Tensor] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
     beside: dict[Layer, Layer] = field(default_factory=dict)
-    taints: list[tuple[Ids, str]] = field(default_factory=list)
+    disqualifies: list[tuple[Ids, str]] = field(default_factory=list)
     shifts: list[tuple[Ids, str]] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     size: int = 1
@@ -115,15 +115,15 @@ class Ledger:
         """Labels of a layer's output channels, (outputs,)."""
         return torch.arange(layer.first, layer.first + layer.outputs, dtype=torch.int32)
 
-    def taint(self, labels: Tensor | None, reason: str) -> None:
+    def disqualify(self, labels: Tensor | None, reason: str) -> None:
         """Say that these neurons cannot be gated."""
         if labels is None:
             return
         found = ids(labels).long()
         self._tainted[found] = True
-        self.taints.append((found.numpy(), reason))
+        self.disqualifies.append((found.numpy(), reason))
 
-    def is_tainted(self, labels: Tensor) -> bool:
+    def is_disqualified(self, labels: Tensor) -> bool:
         """Whether none of these neurons can be gated, as far as is known by now."""
         return bool(self._tainted[ids(labels).long()].all())
 
