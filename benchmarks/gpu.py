@@ -247,23 +247,44 @@ def reference(
             return output_of(model(x))
         finally:
             set_execution(model, "compact")
-    with masked(model, folded, plan, sets):
+    with masked(folded, plan, sets, experts_chosen(model, plan, x)):
         return output_of(folded(x))
+
+
+def experts_chosen(model: nn.Module, plan: Plan, x: Tensor) -> dict[str, Tensor]:
+    """Run a model, and return which expert of each group every input got."""
+    chosen: dict[str, Tensor] = {}
+    handles = []
+    for group in (p.group for p in plan.groups):
+        router = getattr(model.get_submodule(group.producers[0].module), "router", None)
+        if router is not None:
+
+            def note(
+                _module: nn.Module, _args: Any, selection: Any, name: str = group.name
+            ) -> None:
+                chosen[name] = selection.index[:, 0]
+
+            handles.append(router.register_forward_hook(note))
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return chosen
 
 
 @contextmanager
 def masked(
-    model: nn.Module, folded: nn.Module, plan: Plan, sets: dict[str, Tensor]
+    folded: nn.Module, plan: Plan, sets: dict[str, Tensor], chosen: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Mask a dense model's neurons as a form that has just run chose them."""
+    """Mask a dense model's neurons as a form chose them for the same inputs."""
     handles: list[Any] = []
     for group in (p.group for p in plan.groups if p.group.name in sets):
         index = sets[group.name]
         weight = folded.get_submodule(group.producers[0].module).get_parameter("weight")
         mask = torch.zeros(len(index), group.neurons).scatter(1, index, 1.0).to(weight)
         if len(index) > 1:
-            layer: Any = model.get_submodule(group.producers[0].module)
-            mask = mask[layer._routing[0].chosen]
+            mask = mask[chosen[group.name]]
         mask = mask[:, None]  # (B or 1, 1, neurons)
         made = group.producers if group.kind == "qk" else ()
         handles += [

@@ -18,6 +18,7 @@ SCHEMA = "tests/recipe/test_load.py and test_schema.py read and refuse recipes t
 
 # Modules without a test file of their own, and where what they do is proven until they have one.
 # The list shrinks.
+INT8 = "tests/export/test_int8.py quantises by it and reads what ran"
 ELSEWHERE = {
     "cli/apply.py": COMMANDS,
     "cli/consolidate.py": EXPERTS,
@@ -36,6 +37,13 @@ ELSEWHERE = {
     "dynprune/errors.py": "declarations; tests/cli/test_mistakes.py checks the exit codes",
     "dynprune/example.py": "every test of a model calls it; its own doctests run in test_api.py",
     "dynprune/export/passes/nodes.py": "every pass in tests/export/passes is written with it",
+    "dynprune/export/engine_file.py": "tests/export/test_facts.py opens every kind of file",
+    "dynprune/export/precision.py": INT8,
+    "dynprune/export/products.py": INT8,
+    "dynprune/export/quantiser.py": INT8,
+    "dynprune/export/quantiser_process.py": INT8,
+    "dynprune/export/record.py": INT8,
+    "dynprune/pipeline/int8.py": "tests/cli/test_export.py exports by it",
     "dynprune/export/verify.py": "tests/export/test_onnx.py and test_openvino.py check through it",
     "dynprune/files.py": "tests/models/test_storage.py and tests/reliability write through it",
     "dynprune/graph/evidence.py": "tests/graph/test_causality.py judges every layer by it",
