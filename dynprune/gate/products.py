@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 
 from dynprune.errors import GateError
@@ -66,7 +66,7 @@ class NarrowProducts(TorchFunctionMode):
     ) -> Any:
         """Run a function of torch, narrow where it is a product of attention."""
         kwargs = dict(kwargs or {})
-        if func not in _ASKED_FOR or not self._is_asked():
+        if torch.compiler.is_dynamo_compiling() or func not in _ASKED_FOR or not self._is_asked():
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
@@ -259,6 +259,14 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+def _leave_ended(here: FrameType) -> None:
+    """Leave the modes of calls that an interrupt ended, for which torch runs no hooks."""
+    mode = _get_current_function_mode()
+    while isinstance(mode, NarrowProducts) and mode.frame and not is_running(mode.frame, here):
+        mode.__exit__(None, None, None)
+        mode = _get_current_function_mode()
+
+
 @dataclass(eq=False)
 class _Hooks:
     """Enter and leave the mode around each call of a host, in the thread that calls it."""
@@ -272,6 +280,7 @@ class _Hooks:
         if all(site.gate.running == "masked" for site in self.sites):
             return
         here = sys._getframe(1)
+        _leave_ended(here)
         running = (e for e in _thread.entered if e[1].frame and is_running(e[1].frame, here))
         mode = NarrowProducts(self.sites, here)
         _thread.entered = (*running, (self, mode))

@@ -151,6 +151,7 @@ def test_an_interrupted_call_narrows_nothing_that_comes_after_it():
     scores = (x @ x.transpose(-1, -2) * DIM**-0.5).softmax(-1) @ x
     assert torch.allclose(F.scaled_dot_product_attention(x, x, x), scores, atol=1e-5)
     assert torch.equal(model(example().args[0]), wanted)
+    assert not torch.overrides._get_current_function_mode_stack()
 
 
 def test_a_copy_and_the_way_back_leave_no_hook_behind():

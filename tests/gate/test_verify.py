@@ -109,12 +109,20 @@ def test_a_wrong_index_set_is_refused(kind, shift):
             assert plan.reason == "neurons that it skips still change the output"
 
 
-def test_queries_that_are_kept_without_their_keys_are_refused():
+def test_queries_that_are_kept_without_their_keys_compute_what_is_right():
     model, call = ZOO["vit"].made()
-    groups = find_groups(model, call).groups
-    unmatched = [replace(g, producers=g.producers[:1]) if g.kind == "qk" else g for g in groups]
-    plans = plan_groups(model, call, unmatched, {group.name: SETTINGS for group in groups})
-    assert {plan.mode for plan in plans if plan.group.kind == "qk"} <= {"scatter", "refused"}
+    dense = run(model, call)
+    groups = [g for g in find_groups(model, call).groups if g.kind == "qk"]
+    unmatched = [replace(group, producers=group.producers[:1]) for group in groups]
+    gate_model(model, call, unmatched, {group.name: SETTINGS for group in groups})
+    set_prune_ratio(model, 0.0)
+    assert error(run(model, call), dense) < ROUNDING
+    set_sparsity_progress(model, 1.0)
+    with forced(model, call.batch):
+        set_execution(model, "masked")
+        masked = run(model, call)
+        set_execution(model, "compact")
+        assert error(run(model, call), masked) < ROUNDING
 
 
 def test_a_wrong_number_of_heads_never_runs_compactly_and_wrong():
