@@ -112,7 +112,8 @@ beside the same model in fp32 in PyTorch. `dense` is the published architecture;
 
 Products are counted as the engine says that it runs them. What stays in fp32 was left out on
 purpose: the product that makes the logits, and in OpenVINO depthwise convolutions
-([decision 95](../decisions/0095-depthwise-convolutions-stay-in-float32.md)).
+([decision 95](../decisions/0095-depthwise-convolutions-stay-in-float32.md)). Of the dense model
+OpenVINO merges one product with its norm and does not tell how it runs that one.
 """
 
 

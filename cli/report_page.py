@@ -153,6 +153,7 @@ def _read_latency(path: Path) -> dict[str, Any]:
             for name, times in record["engines"].items()
         }
         rest = {key: record[key] for key in ("device", "threads", "batch", "runs")}
+        rest["notes"] = [str(note) for note in record.get("notes", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not what dynprune report latency --json writes: "
