@@ -139,7 +139,12 @@ def _demand_gates(model: nn.Module, name: str) -> None:
     plans = attached(model).plans
     if all(plan.mode == "refused" for plan in plans):
         reasons = sorted({plan.reason or "" for plan in plans})
+        causal = any(plan.group.causal and plan.group.kind == "ffn" for plan in plans)
+        hint = (
+            " With apply.gate.grain: token, each token of a causal model's hidden layers chooses "
+            "for itself."
+        )
         raise NoMatchError(
             f"No neuron group of {name} can be gated: {'; '.join(reasons[:3])}. "
-            "Run dynprune inspect to see them all."
+            f"Run dynprune inspect to see them all.{hint if causal else ''}"
         )
