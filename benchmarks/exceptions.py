@@ -31,6 +31,7 @@ REASONS = {
     r"\._(parameters|buffers|modules)\b": PARTS,
     r"_(forward|backward)(_pre)?_hooks": "hooks of the user's are looked for, and handed on",
     r"_schema|_ops\.OpOverload|_python_dispatch": "an operator is named there alone",
+    r"_get_current_function_mode": "which mode is on top is said by this alone",
     r"_hf_hook": "where accelerate puts the hook that moves a layer",
     r"B010": "an assignment to sys.stderr would be checked for a whole TextIO",
     r"_functorch": "a value under vmap must be told from a plain one",

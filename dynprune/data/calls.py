@@ -219,7 +219,7 @@ def _yielded(function: Callable[..., Any], name: str, split: str | None) -> Iter
             yield from result
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # the user's own function, in its own words
         raise InputError(f"{name} raised {type(error).__name__}: {error}") from error
 
 

@@ -88,6 +88,7 @@ def _of_real(shapes: Sequence[Sequence[int | str]], like: Sequence[Example]) -> 
             _changed(
                 like[0],
                 lambda t: t.dim() == 4 and t.is_floating_point(),
+                # mypy knows no type for a lambda with a default
                 lambda t, sides=sides: F.interpolate(t, sides, mode="bilinear"),  # type: ignore[misc]
             )
             for sides in _PICTURES

@@ -123,10 +123,10 @@ class Segmentation:
     def exhibits(
         self,
         student: nn.Module,  # noqa: ARG002 - the page has panels of its own for label maps
-        dense: nn.Module | None,  # noqa: ARG002
+        dense: nn.Module | None,  # noqa: ARG002 - as above
         *,
-        count: int,  # noqa: ARG002
-        device: str = "cpu",  # noqa: ARG002
+        count: int,  # noqa: ARG002 - as above
+        device: str = "cpu",  # noqa: ARG002 - as above
     ) -> Sequence[Exhibit]:
         """Return nothing: the page shows label maps by `dynprune.report.panels`."""
         return ()
