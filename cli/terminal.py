@@ -142,6 +142,8 @@ class Terminal:
         logger.handlers = [h for h in logger.handlers if not isinstance(h, _LogHandler)]
         logger.addHandler(_LogHandler(self.err))
         logger.propagate = False
+        if not self.verbose:  # which says that a package is missing that nothing here needs
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         if not self.verbose and not sys.warnoptions and "PYTEST_VERSION" not in os.environ:
             warnings.simplefilter("ignore")
 
