@@ -219,6 +219,7 @@ def main() -> None:
     dense = load_dinov2(options.weights)
     calibration = calls(options.pictures / "train", options.calibration)
     held = calls(options.pictures / "val", options.held_out)
+    options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "dinov2.json"
     document = json.loads(path.read_text()) if path.exists() else {"rows": {}}
     document["settings"] = {
