@@ -21,7 +21,7 @@ from .options import (
     Threads,
     Verbose,
 )
-from .subject import find_recipe, load_labeller, picture_rules, place_of, prepare
+from .subject import find_recipe, load_engine_file, picture_rules, place_of, prepare
 from .terminal import Terminal, table
 from .work import load_for, reading_for
 
@@ -69,7 +69,7 @@ def run(
     from dynprune.export.engine_file import is_engine_file
 
     if is_engine_file(model):
-        loaded, rules = load_labeller(model, followed, terminal, device=place, threads=threads)
+        loaded, rules = load_engine_file(model, followed, terminal, device=place, threads=threads)
     else:
         loaded = load_for(images, model, followed, device=place)
         from dynprune.pipeline.tasks import predicting_kind

@@ -31,7 +31,7 @@ def merged_names(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     longest = max((len(numbers) for _, numbers in rows), default=0)
     for place in reversed(range(longest)):
         rows = _merged_at(rows, place)
-    return [(name_of(pattern, numbers), own) for (pattern, numbers), own in rows.items()]
+    return [(name_of(own[0], numbers), own) for (_, numbers), own in rows.items()]
 
 
 def pattern_of(text: str) -> str:
@@ -44,15 +44,15 @@ def pattern_of(text: str) -> str:
     return _NUMBER.sub("#", text)
 
 
-def name_of(pattern: str, numbers: Sequence[frozenset[int]]) -> str:
-    """Return a pattern with its numbers put in, as ranges.
+def name_of(name: str, numbers: Sequence[frozenset[int]]) -> str:
+    """Return a name with ranges in the place of its numbers.
 
     Example:
-        >>> name_of("layer.#.mlp.#", (frozenset({0, 1, 2, 5}), frozenset({4})))
+        >>> name_of("layer.0.mlp.4", (frozenset({0, 1, 2, 5}), frozenset({4})))
         'layer.0-2,5.mlp.4'
     """
     spans = iter([_spans(own) for own in numbers])
-    return re.sub("#", lambda _: next(spans), pattern)
+    return _NUMBER.sub(lambda _: next(spans), name)
 
 
 def _merged_at(

@@ -20,7 +20,7 @@ __all__ = [
     "choose_device",
     "find_recipe",
     "is_recipe",
-    "load_labeller",
+    "load_engine_file",
     "load_subject",
     "picture_rules",
     "place_of",
@@ -143,7 +143,7 @@ def load_subject(
     return loaded
 
 
-def load_labeller(
+def load_engine_file(
     model: str,
     recipe: Recipe | None,
     terminal: "Terminal",
@@ -151,26 +151,21 @@ def load_labeller(
     device: str = "cpu",
     threads: int | None = None,
 ) -> "tuple[LoadedModel, PictureRules]":
-    """Load a model, or a file for an engine, and settle how pictures and labels are read for it.
+    """Load a file for an engine, and settle how pictures and labels are read for it.
 
-    A file says itself how; a recipe goes first there, too.
+    It says itself how; a recipe goes first.
 
     Args:
-        model: what the user typed.
+        model: the file.
         recipe: what the command follows, or None.
         terminal: takes notes.
-        device: where to put a model; a file runs on the CPU.
-        threads: of a file's inference.
+        device: where the user wants it; a file runs on the CPU.
+        threads: of one inference.
 
     Raises:
-        UsageError: a file cannot run there.
+        UsageError: it cannot run there.
         InputError: it is missing or damaged.
     """
-    from dynprune.export.engine_file import is_engine_file
-
-    if not is_engine_file(model):
-        loaded = load_subject(model, recipe, device=device)
-        return loaded, picture_rules(loaded, recipe, terminal)
     from dynprune.export.engine_file import open_engine_file
     from dynprune.pipeline.int8 import rules_of
 

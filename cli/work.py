@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dynprune.errors import UsageError
 from dynprune.recipe import Recipe
 
-from .subject import load_labeller, load_subject, picture_rules, tell_classes
+from .subject import load_engine_file, load_subject, picture_rules, tell_classes
 
 if TYPE_CHECKING:
     from dynprune.data import SegmentationData
@@ -134,7 +134,7 @@ def _loaded(
             f"{model} is a file for an engine, which labels pictures; it does not run on "
             f"{kind.name} data. Evaluate the directory that it was exported from."
         )
-    return load_labeller(model, recipe, terminal, device=device, threads=loading.get("threads"))
+    return load_engine_file(model, recipe, terminal, device=device, threads=loading.get("threads"))
 
 
 def _rules(

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from dynprune.data.augment import distort
 from dynprune.data.folders import FolderData
 from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
-from dynprune.data.sampling import mix, sample_index
-from dynprune.errors import UsageError
+from dynprune.data.sampling import mix, sample_index, shared_positions
 
 __all__ = ["FolderBatches", "RandomCrop"]
 
@@ -99,14 +98,9 @@ class FolderBatches:
             UsageError: if the processes cannot share the batch evenly.
             InputError: if a picture cannot be read.
         """
-        if self.batch_size % processes:
-            raise UsageError(
-                f"batch_size={self.batch_size} cannot be shared evenly by {processes} processes; "
-                "use a multiple"
-            )
         pictures: list[Tensor] = []
         labels: list[int] = []
-        for position in range(rank, self.batch_size, processes):
+        for position in shared_positions(self.batch_size, rank, processes):
             count = step * self.batch_size + position
             index = sample_index(len(self.data), count, self.seed)
             picture = self.data.picture(index)

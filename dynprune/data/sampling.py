@@ -17,7 +17,14 @@ from dynprune.data.normalise import IMAGENET_MEAN, IMAGENET_STD, normalise
 from dynprune.data.segmentation import SegmentationData
 from dynprune.errors import UsageError
 
-__all__ = ["TrainingBatches", "mix", "sample_index", "training_batch", "training_batches"]
+__all__ = [
+    "TrainingBatches",
+    "mix",
+    "sample_index",
+    "shared_positions",
+    "training_batch",
+    "training_batches",
+]
 
 
 def training_batch(
@@ -58,14 +65,9 @@ def training_batch(
         InputError: if a sample cannot be read.
         UsageError: if the processes cannot share the batch evenly.
     """
-    if batch_size % processes:
-        raise UsageError(
-            f"batch_size={batch_size} cannot be shared evenly by {processes} processes; "
-            "use a multiple"
-        )
     fill = [255 * value for value in mean]
     samples = []
-    for position in range(rank, batch_size, processes):
+    for position in shared_positions(batch_size, rank, processes):
         count = step * batch_size + position
         image, label = data.load(sample_index(len(data), count, seed))
         samples.append(
@@ -82,6 +84,20 @@ def training_batch(
         )
     images = torch.stack([image for image, _ in samples])
     return normalise(images, mean, std), torch.stack([label for _, label in samples])
+
+
+def shared_positions(batch_size: int, rank: int, processes: int) -> range:
+    """Return which samples of a batch are a process's own: every ``processes``-th.
+
+    Raises:
+        UsageError: if the processes cannot share the batch evenly.
+    """
+    if batch_size % processes:
+        raise UsageError(
+            f"batch_size={batch_size} cannot be shared evenly by {processes} processes; "
+            "use a multiple"
+        )
+    return range(rank, batch_size, processes)
 
 
 def sample_index(samples: int, count: int, seed: int) -> int:
@@ -139,6 +155,14 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
         self.mean, self.std, self.rank, self.processes = mean, std, rank, processes
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.share(step, self.rank, self.processes)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return this process's part of a step's batch."""
+        return self[step]
+
+    def share(self, step: int, rank: int, processes: int) -> tuple[Tensor, Tensor]:
+        """Return any process's part of a step's batch, see :func:`training_batch`."""
         return training_batch(
             self.data,
             step,
@@ -150,8 +174,8 @@ class TrainingBatches(Dataset[tuple[Tensor, Tensor]]):
             photometric=self.photometric,
             mean=self.mean,
             std=self.std,
-            rank=self.rank,
-            processes=self.processes,
+            rank=rank,
+            processes=processes,
         )
 
 

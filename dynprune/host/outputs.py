@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["TOLERANCE", "Results", "close", "returning_tensors", "tensors_of"]
+from dynprune.host.replacing import forwards_replaced
+
+__all__ = [
+    "TOLERANCE",
+    "Results",
+    "close",
+    "relative_error",
+    "returning_tensors",
+    "tensors_of",
+    "values_of",
+]
 
 Results = Sequence[Tensor | None]
 
@@ -23,6 +33,17 @@ def tensors_of(output: Any) -> list[Tensor]:
     if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
         return [leaf for value in vars(output).values() for leaf in tensors_of(value)]
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def values_of(output: Any) -> list[Tensor]:
+    """Return the floating-point tensors of a model's output, in double precision."""
+    return [tensor.double() for tensor in tensors_of(output) if tensor.is_floating_point()]
+
+
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Return the squared difference over the squared norm, all tensors together."""
+    off = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
+    return off / max(sum(float(b.square().sum()) for b in wanted), 1e-30)
 
 
 def close(result: Results, reference: Results, tolerance: float = 0.0) -> bool:
@@ -58,18 +79,11 @@ def returning_tensors(model: nn.Module) -> Iterator[None]:
     A tracer takes known containers only; a cache of keys and values beside the output, in a class
     of its own, would end the trace.
     """
-    attributes, forward = vars(model), model.forward
-    before = attributes.get("forward")
+    forward = model.forward
 
     @wraps(forward)
     def tensors(*args: Any, **kwargs: Any) -> list[Tensor]:
         return tensors_of(forward(*args, **kwargs))
 
-    attributes["forward"] = tensors
-    try:
+    with forwards_replaced({model: tensors}):
         yield
-    finally:
-        if before is None:
-            del attributes["forward"]
-        else:
-            attributes["forward"] = before

@@ -1,11 +1,12 @@
-"""Put modules into a model wherever others stand."""
+"""Put modules, or what they run when they are called, in the place of others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-__all__ = ["replace_everywhere"]
+__all__ = ["forwards_replaced", "replace_everywhere"]
 
 
 def replace_everywhere(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
@@ -30,6 +31,24 @@ def replace_everywhere(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> 
                 held[:] = [_successor(item, new) for item in held]
             elif isinstance(held, dict) and held is not parent._modules:
                 held.update({key: _successor(item, new) for key, item in held.items()})
+
+
+@contextmanager
+def forwards_replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules run other functions than their ``forward``, in place, while the block runs."""
+    replaced = []
+    try:
+        for module, forward in forwards.items():
+            attributes = vars(module)
+            replaced.append((attributes, attributes.get("forward")))
+            attributes["forward"] = forward
+        yield
+    finally:
+        for attributes, before in replaced:
+            if before is None:
+                del attributes["forward"]
+            else:
+                attributes["forward"] = before
 
 
 def _successor(item: Any, new: Mapping[nn.Module, nn.Module]) -> Any:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from dynprune.host.replacing import forwards_replaced
+
 __all__ = ["Recording", "record"]
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -56,22 +58,13 @@ class Recording:
             names: modules that run anew, with all that came after the first of them.
         """
         first = min((self._runs[name].start for name in names if name in self._runs), default=0)
-        replaced = []
-        try:
-            for name, run in self._runs.items():
-                if run.end is None or run.end >= first or not _holds(run):
-                    continue
-                module = self.model.get_submodule(name)
-                attributes = vars(module)
-                replaced.append((attributes, attributes.get("forward")))
-                attributes["forward"] = _giving(run.output)
+        given = {
+            self.model.get_submodule(name): _giving(run.output)
+            for name, run in self._runs.items()
+            if run.end is not None and run.end < first and _holds(run)
+        }
+        with forwards_replaced(given):
             yield
-        finally:
-            for attributes, before in replaced:
-                if before is None:
-                    del attributes["forward"]
-                else:
-                    attributes["forward"] = before
 
 
 def record(

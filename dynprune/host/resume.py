@@ -6,7 +6,6 @@ any of these comes out, the call is run from its start.
 """
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from dynprune.example import Example
+from dynprune.host.replacing import forwards_replaced
 
 __all__ = ["Given", "Reached", "Resumer"]
 
@@ -114,7 +114,7 @@ class Resumer:
             handles.append(module.register_forward_pre_hook(_named(begin, name)))
             handles.append(module.register_forward_hook(_named_output(end, name)))
         try:
-            with self._replaced({name: given.outputs[name] for name in replaced}):
+            with forwards_replaced({self._modules[n]: _giving(given.outputs[n]) for n in replaced}):
                 call.run(self.model)
         except Reached:
             pass
@@ -125,22 +125,6 @@ class Resumer:
             if name not in again:
                 given.put(name, output)
         given.forget()
-
-    @contextmanager
-    def _replaced(self, outputs: dict[str, Any]) -> Iterator[None]:
-        replaced = []
-        try:
-            for name, output in outputs.items():
-                attributes = vars(self._modules[name])
-                replaced.append((attributes, attributes.get("forward")))
-                attributes["forward"] = _giving(output)
-            yield
-        finally:
-            for attributes, before in replaced:
-                if before is None:
-                    del attributes["forward"]
-                else:
-                    attributes["forward"] = before
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:

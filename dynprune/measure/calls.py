@@ -1,5 +1,6 @@
 """Samples of a data set as calls of a model, each made when it is asked for."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import overload
 
@@ -10,8 +11,27 @@ from dynprune.tasks.task import Task, spread_over
 __all__ = ["PictureCalls", "TaskCalls", "spread"]
 
 
-class PictureCalls(Sequence[Example]):
-    """One call a picture; nothing is kept, so that a data set of any size fits.
+class _Calls(Sequence[Example]):
+    """Calls that are made when they are asked for; nothing is kept, so that any number fits."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self._call(i) for i in range(*index.indices(len(self)))]
+        return self._call(index)
+
+    @abstractmethod
+    def _call(self, index: int) -> Example:
+        """Make one call."""
+
+
+class PictureCalls(_Calls):
+    """One call a picture.
 
     Args:
         data: the pictures.
@@ -32,15 +52,7 @@ class PictureCalls(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.data)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _call(self, index: int) -> Example:
         if not -len(self) <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         image, _ = self.data.load(index % len(self))
@@ -54,8 +66,8 @@ def spread(data: SegmentationData, count: int | None) -> SegmentationData:
     return data.subset([position * len(data) // count for position in range(count)])
 
 
-class TaskCalls(Sequence[Example]):
-    """One call a sample of any task, evenly over its data; nothing is kept.
+class TaskCalls(_Calls):
+    """One call a sample of any task, evenly over its data.
 
     Args:
         task: whose samples are called.
@@ -75,13 +87,5 @@ class TaskCalls(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _call(self, index: int) -> Example:
         return self.task.call(self.indices[index], self.device)

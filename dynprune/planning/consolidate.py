@@ -24,10 +24,11 @@ from dynprune.gate.predictor import pool_tokens
 from dynprune.gate.route import why_not_experts
 from dynprune.gate.topr import top_r
 from dynprune.host.modes import at_inference
-from dynprune.host.outputs import tensors_of
+from dynprune.host.outputs import relative_error
 from dynprune.planning.clusters import k_means, nearest_of
 from dynprune.planning.expert_draft import GroupDraft
 from dynprune.planning.experts import draft_of
+from dynprune.planning.sequential import outputs_on
 from dynprune.rewrite.cuts import add_bias
 from dynprune.rewrite.record import Rewrite
 
@@ -86,7 +87,8 @@ def consolidate(
     """
     _check(model, calls, experts)
     held, fitted = list(calls[3::4]), [call for i, call in enumerate(calls) if i % 4 != 3]
-    wanted = _outputs(model, held)
+    with at_inference(model):
+        wanted = outputs_on(model, held)
     plans = gated(attached(model).plans)
     chosen = _observe(model, fitted)
     drafts: dict[str, GroupDraft] = {}
@@ -104,7 +106,8 @@ def consolidate(
     with torch.no_grad():
         _fix_rest(model, plans, sets, drafts, chosen, routed)
     records, _ = put_forms(model, example, routed)
-    error = _off(_outputs(model, held), wanted)
+    with at_inference(model):
+        error = relative_error(outputs_on(model, held), wanted)
     return Consolidation(tuple(records), len(routed), len(plans) - len(routed), agreement, error)
 
 
@@ -287,20 +290,3 @@ def _agreement(chosen: Mapping[str, _Choices], sets: Mapping[str, Tensor]) -> fl
         best = (keep.cpu() @ ones.t()).max(1).values / keep.cpu().sum(1).clamp_min(1.0)
         shares.append(float(best.mean()))
     return sum(shares) / max(1, len(shares))
-
-
-def _outputs(model: nn.Module, calls: Sequence[Example]) -> list[list[Tensor]]:
-    with at_inference(model):
-        return [
-            [t.double() for t in tensors_of(call.run(model)) if t.is_floating_point()]
-            for call in calls
-        ]
-
-
-def _off(found: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> float:
-    off = size = 0.0
-    for some, others in zip(found, wanted, strict=True):
-        for a, b in zip(some, others, strict=True):
-            off += float((a - b).square().sum())
-            size += float(b.square().sum())
-    return off / max(size, 1e-30)

@@ -17,7 +17,7 @@ from dynprune.gate import DynamicLinear, GroupPlan, NeuronGate, attached, gates,
 from dynprune.graph.neurons import MacNode
 from dynprune.host.failures import reraise_ours
 from dynprune.host.modes import at_inference
-from dynprune.host.outputs import close, tensors_of
+from dynprune.host.outputs import close, relative_error, values_of
 from dynprune.host.progress import reported
 from dynprune.host.replay import record
 from dynprune.host.trial import Snapshot
@@ -285,7 +285,7 @@ def _effects(
         for call in reported("sensitivity", calls):
             output, recording = record(model, partial(call.run, model), but=DynamicLinear)
             own.put_back()
-            dense = _tensors(output)
+            dense = values_of(output)
             for place, (part, here, curve) in enumerate(zip(parts, gated, curves, strict=True)):
                 names = {name for plan in part for name in plan.group.modules}
                 if call is calls[0]:
@@ -297,9 +297,9 @@ def _effects(
                         continue
                     _set(here, ratio)
                     with recording.until(names if replays[place] else ()):
-                        pruned = _tensors(call.run(model))
+                        pruned = values_of(call.run(model))
                     own.put_back()
-                    curve.errors[level] += _error(pruned, dense)
+                    curve.errors[level] += relative_error(pruned, dense)
                 _set(here, 0.0)
     found = []
     for part, curve in zip(parts, curves, strict=True):
@@ -325,7 +325,7 @@ def _curve(here: Sequence[NeuronGate]) -> _Curve:
 def _repeats(model: nn.Module, call: Example, dense: Sequence[Tensor]) -> bool:
     """Whether a call that reuses what was recorded gives the output that it gave."""
     try:
-        return close(_tensors(call.run(model)), dense)
+        return close(values_of(call.run(model)), dense)
     except Exception as error:  # the host's own code, where modules of it do not run
         reraise_ours(error)
         logger.debug("What ran before cannot be reused: %s", error)
@@ -335,13 +335,3 @@ def _repeats(model: nn.Module, call: Example, dense: Sequence[Tensor]) -> bool:
 def _set(here: Sequence[NeuronGate], ratio: float) -> None:
     for gate in here:
         gate.set_prune_ratio(ratio)
-
-
-def _error(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Return the squared difference over the squared norm, all tensors of an output together."""
-    error = sum(float((a - b).square().sum()) for a, b in zip(found, wanted, strict=True))
-    return error / max(sum(float(b.square().sum()) for b in wanted), 1e-30)
-
-
-def _tensors(output: object) -> list[Tensor]:
-    return [x.double() for x in tensors_of(output) if x.is_floating_point()]

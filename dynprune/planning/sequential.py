@@ -14,7 +14,7 @@ from dynprune.gate.instances import to_instances
 from dynprune.gate.linear import DynamicLinear
 from dynprune.host.failures import reraise_ours
 from dynprune.host.modes import at_inference
-from dynprune.host.outputs import tensors_of
+from dynprune.host.outputs import relative_error, values_of
 from dynprune.host.resume import Given, Resumer
 from dynprune.host.trial import Snapshot
 from dynprune.measure.moments import dense_function
@@ -24,7 +24,7 @@ from dynprune.planning.refit import Weights, fit_consumers, put, refit_consumers
 from dynprune.planning.stream import Added, Seen, correction, watching
 from dynprune.rewrite.overwritten import overwriting
 
-__all__ = ["Refit", "refit_in_sequence"]
+__all__ = ["Refit", "outputs_on", "refit_in_sequence"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,17 +103,17 @@ def refit_in_sequence(
         before = weights_of(layers)
         with at_inference(model):
             with dense_function(model):
-                wanted = _outputs(model, held)
+                wanted = outputs_on(model, held)
             put(fit_consumers(model, fitted, ridge=ridge))
             with _pruned(model, seats):
-                one_shot_error = _error(_outputs(model, held), wanted)
+                one_shot_error = relative_error(outputs_on(model, held), wanted)
             one_shot = weights_of(layers)
             put(before)
             readers = [seat.forget() for seat in seats]
             in_sequence = _Sequence(model, layers, fitted, ridge, seats).run()
             put(in_sequence)
             with _pruned(model, seats):
-                sequential_error = _error(_outputs(model, held), wanted)
+                sequential_error = relative_error(outputs_on(model, held), wanted)
         better = sequential_error < BETTER * one_shot_error
         if not better:
             for seat, own in zip(seats, readers, strict=True):
@@ -319,19 +319,10 @@ def _pruned(model: nn.Module, seats: Sequence[ExpertSeat] = ()) -> Iterator[None
             gate.sync()
 
 
-def _outputs(model: nn.Module, calls: Sequence[Example]) -> list[list[Tensor]]:
-    state, found = Snapshot(model), []
+def outputs_on(model: nn.Module, calls: Sequence[Example]) -> list[Tensor]:
+    """Return what a model gives for calls, one after another, each from the same state."""
+    state, found = Snapshot(model), list[Tensor]()
     for call in calls:
-        found.append([x.double() for x in tensors_of(call.run(model)) if x.is_floating_point()])
+        found += values_of(call.run(model))
         state.put_back()
     return found
-
-
-def _error(found: Sequence[Sequence[Tensor]], wanted: Sequence[Sequence[Tensor]]) -> float:
-    """Return the squared difference over the squared norm, all tensors of all calls together."""
-    off = size = 0.0
-    for some, others in zip(found, wanted, strict=True):
-        for a, b in zip(some, others, strict=True):
-            off += float((a - b).square().sum())
-            size += float(b.square().sum())
-    return off / max(size, 1e-30)

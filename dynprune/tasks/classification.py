@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune.data import read_picture
-from dynprune.data.folder_batches import FolderBatches, RandomCrop
 from dynprune.data.folders import FolderData, is_image_folder, open_image_folder
 from dynprune.errors import DynpruneError, InputError
 from dynprune.example import Example
@@ -95,17 +94,8 @@ class Classification:
 
     def samples(self) -> Samples:
         """Return random crops of the pictures of every step, with their classes."""
-        reading = self.reading
-        size = reading.crop or reading.preprocessing.size or tuple(self.call(0).args[0].shape[-2:])
         labels = tuple(self.indices[label] for label in self.data.labels)
-        return FolderBatches(
-            replace(self.data, labels=labels),
-            reading.batch_size,
-            reading.seed,
-            RandomCrop(size, reading.area, reading.flip, reading.photometric),
-            mean=reading.preprocessing.mean,
-            std=reading.preprocessing.std,
-        )
+        return self.reading.crops(replace(self.data, labels=labels))
 
     def evaluate(
         self,

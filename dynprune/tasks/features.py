@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynprune.data import read_picture, write_picture
-from dynprune.data.folder_batches import FolderBatches, RandomCrop
 from dynprune.data.folders import FolderData, open_pictures
 from dynprune.example import Example
 from dynprune.host.modes import at_inference
@@ -72,16 +71,7 @@ class Features:
 
     def samples(self) -> Samples:
         """Return random crops of the pictures of every step."""
-        reading = self.reading
-        size = reading.crop or reading.preprocessing.size or tuple(self.call(0).args[0].shape[-2:])
-        return FolderBatches(
-            self.data,
-            reading.batch_size,
-            reading.seed,
-            RandomCrop(size, reading.area, reading.flip, reading.photometric),
-            mean=reading.preprocessing.mean,
-            std=reading.preprocessing.std,
-        )
+        return self.reading.crops(self.data)
 
     def evaluate(
         self,

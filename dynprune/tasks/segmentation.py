@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from dynprune.data import (
     VOID,
@@ -13,7 +13,6 @@ from dynprune.data import (
     TrainingBatches,
     class_shares,
     open_dataset,
-    training_batch,
 )
 from dynprune.data.layouts import find_layout
 from dynprune.errors import UsageError
@@ -70,7 +69,7 @@ class Segmentation:
 
     def samples(self) -> Samples:
         """Return the augmented crops of every step."""
-        return _Shared(self._batches())
+        return self._batches()
 
     def _batches(self) -> TrainingBatches:
         reading = self.reading
@@ -138,33 +137,6 @@ class Segmentation:
     def fingerprint(self) -> Any:
         """Return the data set's own."""
         return self.data.fingerprint()
-
-
-class _Shared:
-    """Batches of which each process makes its own share alone."""
-
-    def __init__(self, batches: TrainingBatches) -> None:
-        self.batches = batches
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        return self.batches[step]
-
-    def share(self, step: int, rank: int, processes: int) -> tuple[Tensor, Tensor]:
-        own = self.batches
-        return training_batch(
-            own.data,
-            step,
-            own.batch_size,
-            own.seed,
-            own.crop,
-            own.scale,
-            flip=own.flip,
-            photometric=own.photometric,
-            mean=own.mean,
-            std=own.std,
-            rank=rank,
-            processes=processes,
-        )
 
 
 def _open(data: str, split: str, reading: Reading) -> Segmentation:

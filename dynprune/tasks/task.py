@@ -12,6 +12,8 @@ from typing import Any, Protocol, Self
 from torch import Tensor, nn
 
 from dynprune.data import LabelValues, Preprocessing
+from dynprune.data.folder_batches import FolderBatches, RandomCrop
+from dynprune.data.folders import FolderData
 from dynprune.errors import InputError, UsageError
 from dynprune.example import Example
 from dynprune.tasks.names import TASKS
@@ -66,6 +68,23 @@ class Reading:
     tokens: tuple[int, int] = (8, 64)
     tokenizer: Callable[[], Any] | None = None
     classes: tuple[str, ...] = ()
+
+    def crops(self, data: FolderData) -> FolderBatches:
+        """Return random crops of pictures without label maps, for every step.
+
+        Where no size is said, crops have that of the first picture as it is evaluated.
+        """
+        size: Sequence[int] | None = self.crop or self.preprocessing.size
+        if not size:
+            size = self.preprocessing(data.picture(0), "cpu").shape[-2:]
+        return FolderBatches(
+            data,
+            self.batch_size,
+            self.seed,
+            RandomCrop(tuple(size), self.area, self.flip, self.photometric),
+            mean=self.preprocessing.mean,
+            std=self.preprocessing.std,
+        )
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ def test_names_of_different_patterns_stay_apart():
     assert rows == ["a.0-1.q", "b.0.q", "head"]
 
 
+def test_a_name_may_hold_the_sign_that_stands_for_numbers():
+    assert [row for row, _ in merged_names(["a#.0", "a#.1", "a#"])] == ["a#.0-1", "a#"]
+
+
 def test_a_pattern_and_its_numbers_make_the_name_again():
     assert pattern_of("blocks.11.mlp.0") == "blocks.#.mlp.#"
-    assert name_of("blocks.#.mlp.#", (frozenset({11}), frozenset({0}))) == "blocks.11.mlp.0"
+    assert name_of("blocks.7.mlp.1", (frozenset({11}), frozenset({0}))) == "blocks.11.mlp.0"

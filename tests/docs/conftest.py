@@ -8,32 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.tiny_recipe import CLASSES, MODEL
+
 FOLDER = Path(__file__).parents[2] / "docs"
-CLASSES = 3
-RECIPE = f"""
-schema: dynprune/1
-name: tiny
-model:
-  architecture: SegformerForSemanticSegmentation
-  config:
-    model_type: segformer
-    num_labels: {CLASSES}
-    num_encoder_blocks: 2
-    depths: [1, 1]
-    hidden_sizes: [8, 16]
-    decoder_hidden_size: 16
-    num_attention_heads: [1, 2]
-    sr_ratios: [2, 1]
-    mlp_ratios: [2, 2]
-    patch_sizes: [7, 3]
-    strides: [4, 2]
-  input: [1, 3, 32, 48]
-rewrite: [fold-decoder]
-apply:
-  targets: [{{kind: qk}}, {{kind: v}}, {{kind: ffn}}]
-  gate: {{align: 2}}
-  calibration: {{images: 2}}
-sparsity: {{final: 0.5, schedule: {{end_step: 1}}}}
+RECIPE = f"""{MODEL}sparsity: {{final: 0.5, schedule: {{end_step: 1}}}}
 data: {{crop: [16, 16], classes: {CLASSES}}}
 stages: [{{name: logits, steps: 2, losses: [{{type: ce}}, {{type: soft_ce}}]}}]
 optimizer: {{lr: 1.0e-3}}

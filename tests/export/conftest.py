@@ -20,6 +20,24 @@ def pictures(height: int, width: int, *, batch: int = 1, seed: int = 0) -> Tenso
     return noise * torch.linspace(0.2, 2.0, batch).view(-1, 1, 1, 1) + seed / 3
 
 
+def tiny_segformer() -> nn.Module:
+    """Build a dense model; every call gives the same weights."""
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[16, 32],
+        num_attention_heads=[1, 2],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        mlp_ratios=[4, 4],
+        decoder_hidden_size=32,
+        num_labels=5,
+    )
+    return SegformerForSemanticSegmentation(config).eval()
+
+
 def stir_predictors(model: nn.Module) -> None:
     """Make scores depend on the input strongly enough that kept sets differ, in place."""
     generator = torch.Generator().manual_seed(7)
@@ -36,20 +54,7 @@ def example() -> Example:
 
 @pytest.fixture(scope="session")
 def gated(example: Example) -> nn.Module:
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[16, 32],
-        num_attention_heads=[1, 2],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        mlp_ratios=[4, 4],
-        decoder_hidden_size=32,
-        num_labels=5,
-    )
-    model = SegformerForSemanticSegmentation(config).eval()
+    model = tiny_segformer()
     (record,) = rewrite(model, example, ["fold-decoder"])
     assert record.reason is None
     groups = find_groups(model, example).candidates

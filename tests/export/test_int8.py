@@ -7,7 +7,6 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from dynprune.errors import OutputError, UsageError
 from dynprune.example import Example
@@ -20,27 +19,14 @@ from dynprune.export.products import gathered_of, products_of
 from dynprune.export.quantiser import quantise
 from dynprune.export.record import Export
 
-from .conftest import pictures
+from .conftest import pictures, tiny_segformer
 
 pytest.importorskip("nncf")
 
 
 @pytest.fixture(scope="module")
 def dense() -> nn.Module:
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        num_encoder_blocks=2,
-        depths=[1, 1],
-        sr_ratios=[2, 1],
-        hidden_sizes=[16, 32],
-        num_attention_heads=[1, 2],
-        patch_sizes=[7, 3],
-        strides=[4, 2],
-        mlp_ratios=[4, 4],
-        decoder_hidden_size=32,
-        num_labels=5,
-    )
-    return SegformerForSemanticSegmentation(config).eval()
+    return tiny_segformer()
 
 
 @pytest.fixture(scope="module")
